@@ -1,0 +1,30 @@
+"""What the processing hands to a backend for one request."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInputs:
+    """One observation, ready for the network; no batch axis, only what is really there.
+
+    Attributes:
+        cameras: names of the model's camera slots that carry an image, in slot order.
+        images: `[C, 224, 224, 3]`, C = len(cameras). Either uint8 in 0..255, or float32 in [-1, 1].
+        tokens: `[L]` int64, prompt token ids padded with 0 to the contract's max_token_len.
+        token_mask: `[L]` bool, True for real tokens; real tokens come first.
+        state: `[action_dim]` float64, normalised and padded with zeros.
+        robot_state: `[state width]` float64, after the environment's own conversion, not normalised;
+            the anchor of delta actions.
+    """
+
+    cameras: tuple[str, ...]
+    images: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+    tokens: npt.NDArray[np.int64]
+    token_mask: npt.NDArray[np.bool_]
+    state: npt.NDArray[np.float64]
+    robot_state: npt.NDArray[np.float64]
