@@ -87,6 +87,13 @@ class Environment:
         """Numbers in the robot state."""
         return sum(vector.width for vector in self.state)
 
+    @property
+    def request_keys(self) -> frozenset[str]:
+        """Top-level request keys that the environment reads."""
+        return frozenset(
+            ["prompt", *(vector.key for vector in self.state), *(camera.path[0] for camera in self.cameras)]
+        )
+
     def check(self, observation: Any, *, prompt_optional: bool) -> None:
         """Refuse a request that this environment cannot use, before any work is spent on it.
 

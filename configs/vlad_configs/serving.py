@@ -1,0 +1,106 @@
+"""How the daemon serves: one frozen dataclass, filled by the command line or by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from vlad_configs.environments import ENVIRONMENTS, Environment
+from vlad_configs.errors import ConfigError
+
+BackendName = Literal["pytorch", "triton", "triton_pipelined", "tensorrt", "tensorrt_pipelined"]
+Precision = Literal["fp32", "bf16"]
+
+MIN_MESSAGE_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """Everything that `serve_policy` needs to know, checked.
+
+    Attributes:
+        environment: a name of `ENVIRONMENTS`.
+        checkpoint: a checkpoint directory, or `demo`.
+        openpi_config: a name of `OPENPI_CONFIGS`, or None to derive the contract.
+        default_prompt: used for requests without one.
+        num_steps: denoising steps; None for the checkpoint's own.
+        precision: None for the device's usual one, which the metadata then names.
+        device: torch device; None for the GPU where there is one.
+        tokenizer, norm_stats: files that replace those found beside the checkpoint.
+        host, port: where robots connect; port 0 picks a free one.
+        metrics_port: where `/metrics` and the health paths are served as well; 0 picks a free one.
+        api_key: clients must present it; None admits everyone.
+        max_message_bytes: largest request.
+        record_dir: where requests and replies are recorded; None records nothing.
+        drain_s: seconds that requests in flight get at SIGTERM.
+        send_timeout_s: seconds that a client may leave its reply unread.
+        keep_connection_on_error: answer a client's mistake without closing its connection.
+        debug: send tracebacks to clients.
+    """
+
+    environment: str
+    checkpoint: str
+    backend: BackendName = "pytorch"
+    openpi_config: str | None = None
+    default_prompt: str | None = None
+    num_steps: int | None = None
+    precision: Precision | None = None
+    device: str | None = None
+    tokenizer: str | None = None
+    norm_stats: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    metrics_port: int = 9100
+    api_key: str | None = None
+    max_message_bytes: int = 64 << 20
+    record_dir: str | None = None
+    drain_s: float = 30.0
+    send_timeout_s: float = 5.0
+    keep_connection_on_error: bool = False
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        if self.environment not in ENVIRONMENTS:
+            raise ConfigError(
+                f"unknown environment '{self.environment}'; known: {', '.join(sorted(ENVIRONMENTS))}"
+            )
+        if self.num_steps is not None and not 1 <= self.num_steps <= 1000:
+            raise ConfigError(f"--num-steps must lie in 1..1000, not {self.num_steps}")
+        for name in ("port", "metrics_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} must lie in 0..65535, not {getattr(self, name)}"
+                )
+        if self.port and self.port == self.metrics_port:
+            raise ConfigError(f"--port and --metrics-port are both {self.port}; give them different ports")
+        if not MIN_MESSAGE_BYTES <= self.max_message_bytes <= MAX_MESSAGE_BYTES:
+            raise ConfigError(
+                f"--max-message-bytes must lie in {MIN_MESSAGE_BYTES}..{MAX_MESSAGE_BYTES}, "
+                f"not {self.max_message_bytes}"
+            )
+        if self.api_key is not None and not self.api_key.strip():
+            raise ConfigError("the api key is empty; leave it out to admit everyone")
+        if self.drain_s < 0 or self.send_timeout_s <= 0:
+            raise ConfigError("drain_s must not be negative and send_timeout_s must be positive")
+
+    @property
+    def robot(self) -> Environment:
+        """The environment that `environment` names."""
+        return ENVIRONMENTS[self.environment]
+
+    @property
+    def policy_options(self) -> dict[str, object]:
+        """The arguments of `UnifiedPolicy` in the engine worker."""
+        return {
+            "checkpoint_dir": self.checkpoint,
+            "backend": self.backend,
+            "num_denoising_steps": self.num_steps,
+            "env": self.environment,
+            "config": self.openpi_config,
+            "precision": self.precision,
+            "device": self.device,
+            "tokenizer": self.tokenizer,
+            "norm_stats": self.norm_stats,
+            "default_prompt": self.default_prompt,
+        }

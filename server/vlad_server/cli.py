@@ -1,0 +1,166 @@
+"""The command `serve_policy`: openpi's command line and what the daemon adds to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import tyro
+import uvloop
+
+from vlad_configs.errors import ConfigError
+from vlad_configs.serving import BackendName, Precision, ServeConfig
+from vlad_server import logs
+from vlad_server.app import serve_policy
+from vlad_server.checkpoint_choice import choose_checkpoint
+
+API_KEY_VARIABLE = "VLAD_API_KEY"
+RECORD_DIRECTORY = "policy_records"
+
+
+class EnvMode(enum.Enum):
+    """Robots that can be served."""
+
+    ALOHA = "ALOHA"
+    ALOHA_SIM = "ALOHA_SIM"
+    DROID = "DROID"
+    LIBERO = "LIBERO"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Serve a checkpoint directory under one of openpi's configuration names."""
+
+    config: str
+    """Configuration name, such as pi05_libero."""
+    dir: str
+    """Checkpoint directory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Default:
+    """Serve --checkpoint, or else the published checkpoint of the environment."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Serve a pi0 / pi0.5 policy to robots over a websocket."""
+
+    env: EnvMode | None = None
+    """Robot; ALOHA_SIM where neither this nor a policy is named."""
+    checkpoint: str | None = None
+    """Checkpoint directory (openpi PyTorch or LeRobot, told apart by content), or `demo`."""
+    backend: BackendName = "pytorch"
+    """Engine that runs the policy; what is named here runs, or the start fails."""
+    num_steps: int | None = None
+    """Denoising steps; the checkpoint's own number (10 for published ones) where not given."""
+    precision: Precision | None = None
+    """Arithmetic of the network; bf16 on a GPU and fp32 on a CPU where not given."""
+    device: str | None = None
+    """Torch device; the first GPU, or else the CPU, where not given."""
+    default_prompt: str | None = None
+    """Prompt for requests that carry none."""
+    tokenizer: str | None = None
+    """SentencePiece model; looked for beside the checkpoint and in OPENPI_DATA_HOME where not given."""
+    norm_stats: str | None = None
+    """norm_stats.json; looked for in the checkpoint where not given."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 admits other machines."""
+    port: int = 8000
+    """Policy port: websocket and health paths; 0 picks a free one."""
+    metrics_port: int = 9100
+    """Port of /metrics and the health paths; 0 picks a free one."""
+    api_key: str | None = None
+    """Key that clients must present; better given in the variable VLAD_API_KEY, which `ps` does not show."""
+    max_message_bytes: int = 64 << 20
+    """Largest request in bytes."""
+    drain_seconds: float = 30.0
+    """How long requests in flight may take after SIGTERM."""
+    keep_connection_on_error: bool = False
+    """Answer a client's mistake without closing its connection (openpi closes it)."""
+    record: bool = False
+    """Write each request and reply to policy_records/step_<n>.npy."""
+    debug: bool = False
+    """Send tracebacks to clients."""
+
+    policy: Checkpoint | Default = dataclasses.field(default_factory=Default)
+    """Which policy to serve."""
+
+
+def parse(arguments: Sequence[str]) -> Args:
+    """Parse a command line; exits with a usage message where it is wrong."""
+    return tyro.cli(Args, prog="serve_policy", args=_subcommand_last(arguments))
+
+
+def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
+    """Turn parsed arguments and the process environment into a checked configuration.
+
+    Raises:
+        ConfigError: for contradictions, unknown names, and where there is nothing to serve.
+    """
+    policy = (args.policy.config, args.policy.dir) if isinstance(args.policy, Checkpoint) else None
+    choice = choose_checkpoint(
+        checkpoint=args.checkpoint,
+        environment=args.env.name if args.env else None,
+        policy=policy,
+        variables=variables,
+    )
+    return ServeConfig(
+        environment=choice.environment,
+        checkpoint=choice.checkpoint,
+        openpi_config=choice.config,
+        backend=args.backend,
+        default_prompt=args.default_prompt,
+        num_steps=args.num_steps,
+        precision=args.precision,
+        device=args.device,
+        tokenizer=args.tokenizer,
+        norm_stats=args.norm_stats,
+        host=args.host,
+        port=args.port,
+        metrics_port=args.metrics_port,
+        api_key=args.api_key if args.api_key is not None else variables.get(API_KEY_VARIABLE),
+        max_message_bytes=args.max_message_bytes,
+        record_dir=RECORD_DIRECTORY if args.record else None,
+        drain_s=args.drain_seconds,
+        keep_connection_on_error=args.keep_connection_on_error,
+        debug=args.debug,
+    )
+
+
+def _subcommand_last(arguments: Sequence[str]) -> list[str]:
+    """Move the subcommand and its options to the end, so that other options may stand anywhere."""
+    first: list[str] = []
+    subcommand: list[str] = []
+    options: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("policy:checkpoint", "policy:default"):
+            subcommand.append(argument)
+        elif argument.startswith("--policy."):
+            options.append(argument)
+            if "=" not in argument:
+                options.extend([value for value in [next(rest, None)] if value is not None])
+        else:
+            first.append(argument)
+    return [*first, *subcommand, *options]
+
+
+def main() -> None:
+    """Entry point of `serve_policy`."""
+    args = parse(sys.argv[1:])
+    logs.configure(logging.DEBUG if args.debug else logging.INFO)
+    try:
+        sys.exit(uvloop.run(serve_policy(serve_config(args, dict(os.environ)))))
+    except ConfigError as error:
+        print(f"serve_policy: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

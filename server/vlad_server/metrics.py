@@ -1,0 +1,113 @@
+"""Every metric of the daemon, in one place, on a registry of its own.
+
+Children are made once and kept as attributes, so that every label value exists from the start and
+recording costs a microsecond. Rendering happens on the thread of `monitoring.py`, never on the loop.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+NAMESPACE = "vlad"
+
+REQUEST_BUCKETS = (
+    *(0.002, 0.004, 0.006, 0.008, 0.010, 0.0125, 0.015, 0.0175, 0.020, 0.025, 0.030, 0.0333, 0.040, 0.050),
+    *(0.0667, 0.075, 0.100, 0.150, 0.200, 0.500, 1.0, 2.0, 5.0, 10.0),
+)
+"""Seconds; the control periods of 50, 30, 20, 15 and 10 Hz are bounds, so shares within them are exact."""
+
+STAGE_BUCKETS = (
+    *(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.010, 0.0125, 0.015, 0.020),
+    *(0.030, 0.050, 0.100, 0.500, 1.0, 5.0),
+)
+LAG_BUCKETS = (0.001, 0.002, 0.005, 0.010, 0.020, 0.050, 0.100, 0.500)
+
+OUTCOMES = ("ok", "invalid", "engine_error", "worker_lost", "cancelled", "draining")
+STAGES = ("decode", "preprocess", "vision", "prefix", "denoise", "postprocess", "encode", "send")
+STATES = ("starting", "loading", "ready", "restarting", "draining", "failed")
+CLOSE_CODES = ("1000", "1001", "1003", "1006", "1007", "1008", "1009", "1011", "1012", "1013", "other")
+
+
+class ServerMetrics:
+    """The daemon's metrics; attributes are ready-made children."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+        requests = self._counter("requests_total", "Requests by how they ended; each ends once.", "outcome")
+        self.requests = {outcome: requests.labels(outcome) for outcome in OUTCOMES}
+        attempts = self._counter("connection_attempts_total", "Websocket handshakes by outcome.", "outcome")
+        self.connection_attempts = {
+            outcome: attempts.labels(outcome) for outcome in ("accepted", "unauthorized", "draining")
+        }
+        disconnects = self._counter("disconnects_total", "Closed connections by close code.", "code")
+        self._disconnects = {code: disconnects.labels(code) for code in CLOSE_CODES}
+        self.received_bytes = self._counter("received_bytes_total", "Payload bytes of requests.")
+        self.sent_bytes = self._counter("sent_bytes_total", "Payload bytes of replies.")
+        self.send_timeouts = self._counter(
+            "send_timeouts_total", "Connections aborted because the client did not read its reply."
+        )
+        self.worker_restarts = self._counter("worker_restarts_total", "Engine workers started again.")
+        self.recorder_dropped = self._counter(
+            "recorder_dropped_total", "Requests that the recorder left out because the disk was too slow."
+        )
+
+        self.request_duration = self._histogram(
+            "request_duration_seconds", "Frame received to reply handed to the transport.", REQUEST_BUCKETS
+        )
+        self.request_queue_duration = self._histogram(
+            "request_queue_duration_seconds", "Decoded to handed to the engine worker.", REQUEST_BUCKETS
+        )
+        stages = self._histogram(
+            "stage_duration_seconds", "Time per stage; stages may overlap.", STAGE_BUCKETS, "stage"
+        )
+        self.stages = {stage: stages.labels(stage) for stage in STAGES}
+        self.event_loop_lag = self._histogram(
+            "event_loop_lag_seconds", "Delay of a 50 ms timer on the server's event loop.", LAG_BUCKETS
+        )
+
+        in_flight = self._gauge("requests_in_flight", "Requests by where they are now.", "phase")
+        self.in_flight = {phase: in_flight.labels(phase) for phase in ("queued", "running")}
+        self.connections = self._gauge("connections", "Open websocket connections.")
+        state = self._gauge("state", "1 for the daemon's present state, 0 for the others.", "state")
+        self._states = {name: state.labels(name) for name in STATES}
+        self.last_progress = self._gauge(
+            "last_progress_timestamp_seconds", "Unix time of the last message from the engine worker."
+        )
+        self._build_info = self._gauge(
+            "build_info", "1; what is being served.", "version", "backend", "precision", "model", "env"
+        )
+
+    def set_state(self, current: str) -> None:
+        """Mark `current`, one of `STATES`, as the present state."""
+        for name, gauge in self._states.items():
+            gauge.set(1.0 if name == current else 0.0)
+
+    def set_build_info(self, *, version: str, backend: str, precision: str, model: str, env: str) -> None:
+        """Publish what is being served, replacing what was published before."""
+        self._build_info.clear()
+        self._build_info.labels(version, backend, precision, model, env).set(1)
+
+    def count_disconnect(self, code: int) -> None:
+        """Count a closed connection under its close code."""
+        self._disconnects.get(str(code), self._disconnects["other"]).inc()
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, namespace=NAMESPACE, registry=self.registry, buckets=buckets)
