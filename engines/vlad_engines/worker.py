@@ -81,6 +81,7 @@ def serve(make_policy: PolicyFactory, arguments: list[str]) -> int:
 
 
 def _answer(policy: Policy, slots: protocol.SharedSlots, request: protocol.Infer) -> protocol.Message:
+    slots.begin(request.slot)
     started = time.perf_counter()
     try:
         result = policy.infer(slots.load_observation(request.observation))

@@ -127,7 +127,7 @@ def unpack_message(packet: bytes) -> Message:
 
 
 class SharedSlots:
-    """Slots of shared memory; each holds one request's arrays and, behind them, its reply.
+    """Slots of shared memory; each holds one request's arrays, its reply, and whether it was begun.
 
     The server creates them and hands the file descriptor to its worker. A `memfd` has no name, so
     nothing is left behind however either process ends. Pages cost memory only once touched.
@@ -137,7 +137,7 @@ class SharedSlots:
         self.fd = fd
         self.count = count
         self._request_bytes = _align(request_bytes) + REPLY_BYTES
-        self._stride = self._request_bytes + REPLY_BYTES
+        self._stride = self._request_bytes + REPLY_BYTES + _ALIGNMENT
         if os.fstat(fd).st_size < self.total_bytes:
             os.ftruncate(fd, self.total_bytes)
         self._memory = mmap.mmap(fd, self.total_bytes)
@@ -154,6 +154,8 @@ class SharedSlots:
 
     def store_observation(self, slot: int, observation: Mapping[str, Any]) -> bytes:
         """Copy an observation's arrays into a slot and return its outline for `Infer`.
+
+        The slot counts as not begun from here on.
 
         Raises:
             ValueError: where the arrays do not fit.
@@ -177,7 +179,16 @@ class SharedSlots:
             return msgpack.ExtType(_ARRAY_CODE, outline)
 
         outline: bytes = msgpack.packb(observation, default=place)
+        self._memory[self._begun(slot)] = 0
         return outline
+
+    def begin(self, slot: int) -> None:
+        """Note that the worker computes this slot's request now."""
+        self._memory[self._begun(slot)] = 1
+
+    def has_begun(self, slot: int) -> bool:
+        """True where a worker got as far as computing this slot's request."""
+        return self._memory[self._begun(slot)] == 1
 
     def load_observation(self, outline: bytes) -> dict[str, Any]:
         """Rebuild an observation; its arrays are read-only views of the slot."""
@@ -206,6 +217,9 @@ class SharedSlots:
     def load_chunk(self, slot: int, shape: list[int]) -> npt.NDArray[np.float64]:
         """A copy of the actions in a slot, so that the slot is free for the next request."""
         return self._reply(slot, tuple(shape)).copy()
+
+    def _begun(self, slot: int) -> int:
+        return (slot + 1) * self._stride - 1
 
     def _reply(self, slot: int, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
         return np.ndarray(shape, np.float64, self._memory, slot * self._stride + self._request_bytes)

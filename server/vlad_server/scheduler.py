@@ -25,6 +25,11 @@ class Scheduler(Generic[Work]):
         """Put a request at the end of the queue."""
         self._waiting[request_id] = work
 
+    def put_back(self, request_id: int, work: Work) -> None:
+        """Put a request that was taken, but never begun, back to the front of the queue."""
+        self._waiting[request_id] = work
+        self._waiting.move_to_end(request_id, last=False)
+
     def take(self) -> tuple[int, Work] | None:
         """The request to run now, or None where none waits."""
         return self._waiting.popitem(last=False) if self._waiting else None

@@ -157,13 +157,18 @@ class WorkerLink:
         finally:
             self._worker = None
             worker.close()
-            self._fail_running()
+            self._release_running()
 
-    def _fail_running(self) -> None:
-        lost, self._running = self._running, {}
+    def _release_running(self) -> None:
+        """Fail the request that the dead worker had begun; the others wait for its successor."""
+        handed_over, self._running = self._running, {}
         self._free_slots = list(range(SLOTS))
-        for work in lost.values():
-            if not work.reply.done():
+        for request_id, work in reversed(handed_over.items()):
+            if work.reply.done():
+                continue
+            if not self._slots.has_begun(work.slot):
+                self._queue.put_back(request_id, work)
+            else:
                 work.reply.set_exception(
                     WorkerLostError(
                         "the engine worker died while computing this request; it is being restarted"

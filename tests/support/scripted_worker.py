@@ -1,8 +1,9 @@
 """An engine worker whose policy is a script: instant or slow, healthy or not, on command.
 
 Started like the real worker. The checkpoint option is a JSON object:
-`start_s` seconds to become ready, `fail` a reason not to start, `infer_s` seconds per request.
-A request's prompt may command more: `die`, `raise`, `nan`, `refuse`, `sleep <seconds>`.
+`start_s` seconds to become ready, `fail` a reason not to start, `die` to crash instead,
+`infer_s` seconds per request, `horizon` actions in a chunk.
+A request's prompt may command more: `die`, `raise`, `bug`, `nan`, `refuse`, `sleep <seconds>`.
 The chunk is a pure function of the state, so that a mixed-up reply shows.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from vlad_configs.environments import ENVIRONMENTS
 from vlad_configs.errors import ConfigError, EngineError, ObservationError
 from vlad_engines.worker import ReportProgress, serve
@@ -24,9 +26,11 @@ from vlad_engines.worker import ReportProgress, serve
 ACTION_HORIZON = 10
 
 
-def expected_chunk(state: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
+def expected_chunk(
+    state: np.ndarray[Any, Any], width: int, horizon: int = ACTION_HORIZON
+) -> np.ndarray[Any, Any]:
     """The chunk that the scripted policy returns for a state."""
-    return np.add.outer(np.arange(ACTION_HORIZON, dtype=np.float64), np.float64(state.sum()) + np.arange(width))
+    return np.add.outer(np.arange(horizon, dtype=np.float64), np.float64(state.sum()) + np.arange(width))
 
 
 class ScriptedPolicy:
@@ -39,6 +43,8 @@ class ScriptedPolicy:
         report("reading the script", 0.5)
         if "fail" in self._script:
             raise ConfigError(self._script["fail"])
+        if "die" in self._script:
+            os.kill(os.getpid(), signal.SIGKILL)
         _busy(self._script.get("start_s", 0.0))
 
     @property
@@ -56,11 +62,14 @@ class ScriptedPolicy:
             raise ZeroDivisionError("a defect")
         if prompt == "refuse":
             raise ObservationError("prompt", "another prompt", "refuse")
-        seconds = float(prompt.split()[1]) if prompt.startswith("sleep ") else self._script.get("infer_s", 0.0)
+        seconds = (
+            float(prompt.split()[1]) if prompt.startswith("sleep ") else self._script.get("infer_s", 0.0)
+        )
         if seconds:
             time.sleep(seconds)
         state = np.concatenate([np.ravel(observation[vector.key]) for vector in self._environment.state])
-        actions = expected_chunk(state, self._environment.action_width)
+        horizon = self._script.get("horizon", ACTION_HORIZON)
+        actions = expected_chunk(state, self._environment.action_width, horizon)
         if prompt == "nan":
             actions[3, 2] = np.nan
         milliseconds = 1e3 * (time.perf_counter() - started)

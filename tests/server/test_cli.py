@@ -1,0 +1,102 @@
+"""The command line: openpi's commands parse, ours too, mistakes end in one line."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.daemon import start_daemon
+from vlad_server import cli
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--env=LIBERO --port=8000 policy:checkpoint --policy.config=pi05_libero --policy.dir=ckpt",
+        "--env LIBERO --port 8000 policy:checkpoint --policy.config pi05_libero --policy.dir ckpt",
+        "policy:checkpoint --policy.config=pi05_libero --policy.dir=ckpt --env LIBERO --port 8000",
+        "--policy.dir ckpt --policy.config pi05_libero --env LIBERO --port 8000 policy:checkpoint",
+    ],
+)
+def test_openpi_command_lines_parse_in_every_order(line: str) -> None:
+    args = cli.parse(line.split())
+    assert args.env is cli.EnvMode.LIBERO
+    assert args.port == 8000
+    assert args.policy == cli.Checkpoint(config="pi05_libero", dir="ckpt")
+
+
+def test_dashes_and_underscores_are_the_same() -> None:
+    for spelling in ("--default_prompt", "--default-prompt"):
+        assert cli.parse([spelling, "fold the towel"]).default_prompt == "fold the towel"
+    assert cli.parse(["--default-prompt", "None"]).default_prompt is None
+
+
+def test_record_is_a_switch() -> None:
+    assert cli.parse(["--record"]).record
+    assert not cli.parse(["--no-record", "policy:default"]).record
+
+
+@pytest.mark.parametrize(
+    "line", ["--env libero", "--backend cuda", "--port many", "--frobnicate 3", "policy:checkpoint"]
+)
+def test_mistakes_end_with_exit_code_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(line.split())
+    assert caught.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_all_backends_can_be_named() -> None:
+    for backend in ("pytorch", "triton", "triton_pipelined", "tensorrt", "tensorrt_pipelined"):
+        assert cli.parse(["--backend", backend]).backend == backend
+
+
+def test_api_key_comes_from_the_environment_unless_given() -> None:
+    variables = {cli.API_KEY_VARIABLE: "from the environment"}
+    args = cli.parse(["--checkpoint", "demo"])
+    assert cli.serve_config(args, variables).api_key == "from the environment"
+    args = cli.parse(["--checkpoint", "demo", "--api-key", "given"])
+    assert cli.serve_config(args, variables).api_key == "given"
+
+
+def test_help_needs_no_torch() -> None:
+    program = (
+        "import sys; sys.argv = ['serve_policy', '--help']\n"
+        "from vlad_server import cli\n"
+        "try: cli.main()\n"
+        "finally: sys.exit(int(any(name in sys.modules for name in ('torch', 'tensorrt', 'safetensors'))))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    for flag in ("--env", "--backend", "--checkpoint", "--num-steps", "--metrics-port", "policy:checkpoint"):
+        assert flag in result.stdout
+
+
+def test_nothing_to_serve_ends_in_plain_words(tmp_path: pathlib.Path) -> None:
+    with start_daemon("--env", "LIBERO", env={"OPENPI_DATA_HOME": str(tmp_path)}, listening=False) as daemon:
+        assert daemon.process.wait(20) == 2
+        assert "three ways to go on" in daemon.log()
+        assert "Traceback" not in daemon.log()
+
+
+def test_options_after_the_subcommand_reach_their_place() -> None:
+    options = [
+        ["--env", "DROID"],
+        ["--port=9"],
+        ["--policy.dir", "d"],
+        ["--policy.config=pi05_droid"],
+        ["policy:checkpoint"],
+    ]
+    for order in itertools.permutations(options):
+        args = cli.parse([word for option in order for word in option])
+        assert (args.port, args.policy) == (9, cli.Checkpoint("pi05_droid", "d"))
