@@ -21,7 +21,7 @@ class ServeConfig:
 
     Attributes:
         environment: a name of `ENVIRONMENTS`.
-        checkpoint: a checkpoint directory, or `demo`.
+        checkpoint: a checkpoint directory, `demo`, or `random:pi05` (random weights) and its kin.
         openpi_config: a name of `OPENPI_CONFIGS`, or None to derive the contract.
         default_prompt: used for requests without one.
         num_steps: denoising steps; None for the checkpoint's own.
@@ -37,6 +37,7 @@ class ServeConfig:
         send_timeout_s: seconds that a client may leave its reply unread.
         keep_connection_on_error: answer a client's mistake without closing its connection.
         debug: send tracebacks to clients.
+        allow_low_fidelity: serve a backend that is too far from the float32 reference.
     """
 
     environment: str
@@ -59,6 +60,7 @@ class ServeConfig:
     send_timeout_s: float = 5.0
     keep_connection_on_error: bool = False
     debug: bool = False
+    allow_low_fidelity: bool = False
 
     def __post_init__(self) -> None:
         if self.environment not in ENVIRONMENTS:
@@ -91,7 +93,7 @@ class ServeConfig:
 
     @property
     def policy_options(self) -> dict[str, object]:
-        """The arguments of `UnifiedPolicy` in the engine worker."""
+        """For the engine worker: the arguments of `UnifiedPolicy`, and `allow_low_fidelity`."""
         return {
             "checkpoint_dir": self.checkpoint,
             "backend": self.backend,
@@ -103,4 +105,5 @@ class ServeConfig:
             "tokenizer": self.tokenizer,
             "norm_stats": self.norm_stats,
             "default_prompt": self.default_prompt,
+            "allow_low_fidelity": self.allow_low_fidelity,
         }

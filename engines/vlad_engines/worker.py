@@ -119,8 +119,11 @@ def _unified_policy(options: Mapping[str, Any], report: ReportProgress) -> Polic
     report("importing torch", 0.0)
     from vlad_engines.unified_policy import UnifiedPolicy
 
-    policy = UnifiedPolicy(**options, progress=report)
+    policy_options = dict(options)
+    allow_low_fidelity = policy_options.pop("allow_low_fidelity", False)
+    policy = UnifiedPolicy(**policy_options, progress=report)
     policy.warm_up(report)
+    policy.verify_fidelity(allow_low_fidelity=allow_low_fidelity, progress=report)
     return _ServedPolicy(policy)
 
 

@@ -53,7 +53,7 @@ class Args:
     env: EnvMode | None = None
     """Robot; ALOHA_SIM where neither this nor a policy is named."""
     checkpoint: str | None = None
-    """Checkpoint directory (openpi PyTorch or LeRobot, told apart by content), or `demo`."""
+    """Checkpoint directory (openpi PyTorch or LeRobot, told apart by content), `demo`, or `random:pi05`."""
     backend: BackendName = "pytorch"
     """Engine that runs the policy; what is named here runs, or the start fails."""
     num_steps: int | None = None
@@ -85,6 +85,8 @@ class Args:
     """Answer a client's mistake without closing its connection (openpi closes it)."""
     record: bool = False
     """Write each request and reply to policy_records/step_<n>.npy."""
+    allow_low_fidelity: bool = False
+    """Serve a backend that is too far from the float32 reference; metadata and metrics then say so."""
     debug: bool = False
     """Send tracebacks to clients."""
 
@@ -130,6 +132,7 @@ def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
         drain_s=args.drain_seconds,
         keep_connection_on_error=args.keep_connection_on_error,
         debug=args.debug,
+        allow_low_fidelity=args.allow_low_fidelity,
     )
 
 

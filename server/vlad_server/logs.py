@@ -19,4 +19,7 @@ def configure(level: int = logging.INFO) -> None:
     listener = logging.handlers.QueueListener(records, stream)
     listener.start()
     atexit.register(listener.stop)
-    logging.basicConfig(level=level, handlers=[logging.handlers.QueueHandler(records)], force=True)
+    queued = logging.handlers.QueueHandler(records)
+    # basicConfig would give it a formatter of its own, whose prefix would then stand in every line.
+    queued.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=level, handlers=[queued], force=True)

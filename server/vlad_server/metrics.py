@@ -6,6 +6,10 @@ recording costs a microsecond. Rendering happens on the thread of `monitoring.py
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -89,6 +93,16 @@ class ServerMetrics:
             "build_info", "1; what is being served.", "version", "backend", "precision", "model", "env"
         )
 
+        self.fidelity_passed = self._gauge(
+            "fidelity_passed", "1 where the backend is close enough to the float32 reference, else 0."
+        )
+        self.fidelity_action_cosine = self._gauge(
+            "fidelity_action_cosine", "Least cosine of its actions with those of the float32 reference."
+        )
+        self.fidelity_action_error_p99 = self._gauge(
+            "fidelity_action_error_p99", "p99 of its normalised action error against the float32 reference."
+        )
+
     def set_state(self, current: str) -> None:
         """Mark `current`, one of `STATES`, as the present state."""
         for name, gauge in self._states.items():
@@ -98,6 +112,17 @@ class ServerMetrics:
         """Publish what is being served, replacing what was published before."""
         self._build_info.clear()
         self._build_info.labels(version, backend, precision, model, env).set(1)
+
+    def set_fidelity(self, fidelity: Mapping[str, Any]) -> None:
+        """Publish the metadata entry `fidelity`. Figures that do not exist are NaN."""
+        exact = bool(fidelity.get("reference"))
+        self.fidelity_passed.set(1.0 if fidelity.get("passed") else 0.0)
+        for gauge, name, value_of_reference in (
+            (self.fidelity_action_cosine, "action_cosine", 1.0),
+            (self.fidelity_action_error_p99, "action_error_p99", 0.0),
+        ):
+            value = value_of_reference if exact else fidelity.get(name)
+            gauge.set(math.nan if value is None else value)
 
     def count_disconnect(self, code: int) -> None:
         """Count a closed connection under its close code."""

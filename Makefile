@@ -1,0 +1,56 @@
+# Every command of a developer and of CI. `make` alone lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# More arguments for pytest: make test ARGS="tests/server -k drain"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types check ci build prometheus clean
+
+help:
+	@echo "make demo        daemon on the embedded policy, a client replaying real observations, a plot"
+	@echo "make test        the test suite                     (ARGS=... goes to pytest)"
+	@echo "make check       lint and types                     (make lint, make types, make format)"
+	@echo "make ci          everything that CI runs"
+	@echo "make build       sdist and wheels in dist/"
+	@echo "make prometheus  promtool and prometheus in build/, for the tests of deploy/ (Debian, Ubuntu)"
+	@echo "make clean       remove what the above made, except the virtual environment"
+	@echo "PYTHON=python3.12 chooses the interpreter, VENV=path the virtual environment."
+
+# Silent and fast once done: scripts/set_up.py keeps a stamp keyed on the pyproject files.
+setup:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "vlad needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
+	@$(PYTHON) scripts/set_up.py $(VENV)
+
+demo: setup
+	@$(BIN)/python scripts/demo.py
+
+test: setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+format: setup
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+types: setup
+	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy scripts deploy/container
+
+check: lint types
+
+ci:
+	@.ci/run
+
+build: setup
+	$(BIN)/python scripts/packages.py build dist
+
+prometheus:
+	@scripts/get_prometheus.sh build/prometheus
+
+clean:
+	rm -rf build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,87 @@
+"""What every backend offers, whatever engine is behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vlad_configs.errors import ConfigError
+from vlad_engines.processing.model_inputs import ModelInputs
+
+Precision = Literal["fp32", "bf16"]
+
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class BackendOptions:
+    """How a backend shall run the model.
+
+    Attributes:
+        num_steps: Euler steps of the flow, 1 or more; the checkpoint's reference is 10.
+        precision: `fp32` everywhere (without TF32, unless the process has turned that on), or `bf16` with
+            float32 where openpi keeps it.
+        device: `cpu`, `cuda` or `cuda:N`.
+        enable_kv_cache: False computes the prefix again in every denoise step. Slower, same actions.
+        camera_counts: numbers of real cameras that requests may have; backends that capture graphs or
+            build engines make them for these.
+        batch_sizes: numbers of requests that may be computed together, likewise.
+    """
+
+    num_steps: int
+    precision: Precision
+    device: str
+    enable_kv_cache: bool = True
+    camera_counts: tuple[int, ...] = (1, 2, 3)
+    batch_sizes: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ConfigError(f"num_steps must be at least 1, not {self.num_steps}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"precision must be 'fp32' or 'bf16', not {self.precision!r}")
+        if not _DEVICE.fullmatch(self.device):
+            raise ConfigError(f"device must be 'cpu', 'cuda' or 'cuda:N', not {self.device!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceResult:
+    """What came out of one request.
+
+    Attributes:
+        actions: `[action_horizon, action_dim]`, normalised, an array of its own.
+        stage_seconds: `vision`, `prefix`, `denoise`: seconds each stage took on the device.
+            `vision` includes the upload of the request.
+    """
+
+    actions: npt.NDArray[np.float32]
+    stage_seconds: Mapping[str, float]
+
+
+class Backend(Protocol):
+    """The model on one device. Not thread-safe: one request at a time."""
+
+    def infer(self, inputs: ModelInputs, noise: npt.NDArray[np.float32]) -> InferenceResult:
+        """Turn noise `[action_horizon, action_dim]` into actions; blocks until they are in host memory.
+
+        Raises:
+            EngineError: for inputs that do not fit the model, or after `close`.
+        """
+        ...
+
+    def warm_up(self, progress: Callable[[str, float], None]) -> None:
+        """Do once what would make a first request slow. `progress` gets a stage and a fraction 0..1."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Component (`vision`, `prefix`, `denoise`) -> engine, precision, version and device."""
+        ...
+
+    def close(self) -> None:
+        """Give up weights and buffers."""
+        ...

@@ -1,0 +1,67 @@
+"""What a backend may offer beyond `base.Backend`. Who wants it asks with `isinstance`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from vlad_engines.backends.base import InferenceResult
+from vlad_engines.processing.model_inputs import ModelInputs
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What the components of a backend handed to each other in one request, as float32 in host memory.
+
+    C real cameras, T image tokens per camera, W width of the VLM, L layers, P prefix tokens (real cameras
+    first, then real prompt tokens), N steps, H action horizon, A action width.
+
+    Attributes:
+        vision_tokens: `[C*T, W]`, projector included.
+        prefix_keys, prefix_values: `[L, kv_heads, P, head_dim]`, keys after RoPE in the layout of
+            `model.rope`.
+        x_t: `[N, H, A]`, after each Euler step; the last one is the actions.
+    """
+
+    vision_tokens: Array
+    prefix_keys: Array
+    prefix_values: Array
+    x_t: Array
+
+
+@runtime_checkable
+class Traceable(Protocol):
+    """A backend that can be looked into."""
+
+    def trace(self, inputs: ModelInputs, noise: Array) -> Trace:
+        """Run one request with the kernels that serve, and copy out what the components hand over.
+
+        Args:
+            noise: `[H, A]`.
+        """
+        ...
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A backend that runs several requests at once."""
+
+    def infer_batch(self, inputs: Sequence[ModelInputs], noise: Sequence[Array]) -> list[InferenceResult]:
+        """Compute several requests together; all have the same number of cameras.
+
+        Args:
+            noise: `[H, A]` for each request.
+
+        Returns:
+            One result per request. Each one's `stage_seconds` are those of the whole batch.
+
+        Raises:
+            EngineError: where the requests do not fit the model or each other.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Eager PyTorch, on CPU or CUDA: the reference network behind the component cut."""

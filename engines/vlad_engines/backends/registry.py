@@ -1,0 +1,68 @@
+"""Names of the backends. A name runs what it says or start-up fails; there is no fallback."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol, cast
+
+from vlad_configs.errors import ConfigError
+from vlad_configs.models import ModelConfig
+from vlad_engines.backends.base import Backend, BackendOptions
+
+if TYPE_CHECKING:
+    import torch
+
+BACKEND_NAMES = ("pytorch", "triton", "triton_pipelined", "tensorrt", "tensorrt_pipelined")
+"""Every name that `--backend` knows, also those that this version does not implement."""
+
+_MODULES: Mapping[str, str] = {
+    "pytorch": "vlad_engines.backends.pytorch.backend",
+    "triton": "vlad_engines.backends.triton.backend",
+}
+
+
+class _BackendModule(Protocol):
+    def create(
+        self, config: ModelConfig, weights: Mapping[str, torch.Tensor], options: BackendOptions
+    ) -> Backend: ...
+
+
+def available_backends() -> tuple[str, ...]:
+    """The names that `create_backend` can make in this version."""
+    return tuple(name for name in BACKEND_NAMES if name in _MODULES)
+
+
+def create_backend(
+    name: str, config: ModelConfig, weights: Mapping[str, torch.Tensor], options: BackendOptions
+) -> Backend:
+    """Make the backend called `name`.
+
+    Args:
+        weights: every tensor of `openpi_names.expected_tensors(config)` by its openpi name, any float dtype.
+
+    Raises:
+        ConfigError: for a name that is unknown or not implemented, or a device that is not there.
+        CheckpointError: for weights that do not fit `config`.
+    """
+    check_backend(name)
+    try:
+        module = cast(_BackendModule, importlib.import_module(_MODULES[name]))
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"backend '{name}' needs the package '{error.name}', which is not installed"
+        ) from error
+    return module.create(config, weights, options)
+
+
+def check_backend(name: str) -> None:
+    """Refuse a name that cannot be made, without importing any engine.
+
+    Raises:
+        ConfigError: see `create_backend`.
+    """
+    if name not in BACKEND_NAMES:
+        raise ConfigError(f"unknown backend '{name}': expected one of {', '.join(BACKEND_NAMES)}")
+    if name not in _MODULES:
+        available = ", ".join(available_backends())
+        raise ConfigError(f"backend '{name}' is not implemented in this version; available: {available}")

@@ -1,0 +1,133 @@
+"""The `triton` backend: fused kernels and library products, replayed as CUDA graphs."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import triton
+from torch import Tensor
+
+from vlad_configs.errors import ConfigError, EngineError
+from vlad_configs.models import CAMERA_SLOTS, ModelConfig
+from vlad_engines.backends.base import BackendOptions, InferenceResult
+from vlad_engines.backends.triton.engine import CapturedEngine
+from vlad_engines.backends.triton.slot import SlotKey
+from vlad_engines.backends.triton.weights import fuse_weights
+from vlad_engines.processing.model_inputs import ModelInputs
+
+
+def prompt_buckets(max_token_len: int) -> tuple[int, ...]:
+    """Prompt lengths for which graphs are made: close together where prompts are short."""
+    sizes = itertools.chain(range(8, 64, 8), range(64, 1024, 32))
+    return (*itertools.takewhile(lambda size: size < max_token_len, sizes), max_token_len)
+
+
+class TritonBackend:
+    """Graphs for each (batch, cameras, prompt bucket); see `SlotKey`."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], options: BackendOptions) -> None:
+        self._config = config
+        self._options = options
+        self._device = torch.device(options.device)
+        self._weights = fuse_weights(config, weights, num_steps=options.num_steps, device=self._device)
+        torch.cuda.empty_cache()
+        self._buckets = prompt_buckets(config.max_token_len)
+        self._engines: dict[SlotKey, CapturedEngine] = {}
+
+    def warm_up(self, progress: Callable[[str, float], None]) -> None:
+        """Capture the graphs of every key."""
+        keys = self._keys()
+        for index, key in enumerate(keys):
+            progress(f"capturing graphs: {key}", index / len(keys))
+            self._engine(key)
+
+    def infer(self, inputs: ModelInputs, noise: npt.NDArray[np.float32]) -> InferenceResult:
+        """See `Backend.infer`."""
+        return self.infer_batch([inputs], [noise])[0]
+
+    def infer_batch(
+        self, inputs: Sequence[ModelInputs], noise: Sequence[npt.NDArray[np.float32]]
+    ) -> list[InferenceResult]:
+        """Compute several requests together; all with the same number of cameras.
+
+        Raises:
+            EngineError: for a batch size or a number of cameras without graphs, or inputs that do not fit.
+        """
+        result = self._engine(self._key(inputs, noise)).run(inputs, noise)
+        return [InferenceResult(actions, result.stage_seconds) for actions in result.actions]
+
+    def describe(self) -> dict[str, Any]:
+        """See `Backend.describe`."""
+        part = {
+            "engine": "triton",
+            "precision": self._options.precision,
+            "version": f"triton {triton.__version__}, torch {torch.__version__}",
+            "device": torch.cuda.get_device_name(self._device),
+        }
+        return {stage: dict(part) for stage in ("vision", "prefix", "denoise")}
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._engines.clear()
+        del self._weights
+        torch.cuda.empty_cache()
+
+    def _keys(self) -> list[SlotKey]:
+        return [
+            SlotKey(batch, cameras, bucket)
+            for batch in self._options.batch_sizes
+            for cameras in self._options.camera_counts
+            for bucket in self._buckets
+        ]
+
+    @torch.inference_mode()
+    def _engine(self, key: SlotKey) -> CapturedEngine:
+        if key not in self._engines:
+            with torch.cuda.device(self._device):
+                self._engines[key] = CapturedEngine(self._config, self._weights, key, self._device)
+        return self._engines[key]
+
+    def _key(self, inputs: Sequence[ModelInputs], noise: Sequence[npt.NDArray[np.float32]]) -> SlotKey:
+        options, config = self._options, self._config
+        if len(inputs) not in options.batch_sizes:
+            raise EngineError(f"no graphs for batch {len(inputs)}; there are some for {options.batch_sizes}")
+        cameras = {len(sample.cameras) for sample in inputs}
+        if len(cameras) != 1 or not cameras <= set(options.camera_counts):
+            raise EngineError(
+                f"no graphs for {sorted(cameras)} cameras; a batch shares one of {options.camera_counts}"
+            )
+        size = config.siglip.image_size
+        for sample, sample_noise in zip(inputs, noise, strict=True):
+            if sample.images.dtype != np.uint8 or sample.images.shape[1:] != (size, size, 3):
+                raise EngineError(
+                    f"images must be uint8 [C, {size}, {size}, 3], not {sample.images.dtype} "
+                    f"{sample.images.shape}"
+                )
+            if sample_noise.shape != (config.action_horizon, config.action_dim):
+                raise EngineError(f"noise must be [{config.action_horizon}, {config.action_dim}]")
+        longest = max(int(sample.token_mask.sum()) for sample in inputs)
+        bucket = self._buckets[bisect.bisect_left(self._buckets, longest)]
+        return SlotKey(len(inputs), cameras.pop(), bucket)
+
+
+def create(config: ModelConfig, weights: Mapping[str, Tensor], options: BackendOptions) -> TritonBackend:
+    """Make the backend.
+
+    Raises:
+        ConfigError: without an NVIDIA GPU, or for a precision it does not have.
+    """
+    if not options.device.startswith("cuda") or not torch.cuda.is_available():
+        raise ConfigError(f"backend 'triton' needs an NVIDIA GPU, not device '{options.device}'")
+    if options.precision != "bf16":
+        raise ConfigError(f"backend 'triton' computes in bf16, not {options.precision}")
+    if not options.enable_kv_cache:
+        raise ConfigError("backend 'triton' always keeps the prefix's keys and values; leave the cache on")
+    if not set(options.camera_counts) <= set(range(1, len(CAMERA_SLOTS) + 1)):
+        raise ConfigError(f"camera counts must lie in 1..{len(CAMERA_SLOTS)}, not {options.camera_counts}")
+    return TritonBackend(config, weights, options)

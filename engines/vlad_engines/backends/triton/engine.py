@@ -1,0 +1,109 @@
+"""Captured graphs for one shape of batch: fill the host buffers, replay, read the host buffer."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vlad_configs.models import ModelConfig
+from vlad_engines.backends.triton.slot import Slot, SlotKey
+from vlad_engines.backends.triton.stages import DenoiseStage, PrefixStage, VisionStage
+from vlad_engines.backends.triton.weights import FusedWeights
+from vlad_engines.processing.model_inputs import ModelInputs
+
+STAGES = ("vision", "prefix", "denoise")
+
+_WARM_UP_RUNS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchResult:
+    """`actions` `[B, H, A]` float32, an array of its own; seconds on the device per stage."""
+
+    actions: npt.NDArray[np.float32]
+    stage_seconds: Mapping[str, float]
+
+
+class CapturedEngine:
+    """One graph per stage over one slot. The uploads belong to vision, the download to denoise."""
+
+    def __init__(
+        self, config: ModelConfig, weights: FusedWeights, key: SlotKey, device: torch.device
+    ) -> None:
+        self.key = key
+        self._image_tokens = key.cameras * config.siglip.num_tokens
+        slot = Slot(config, key, weights.token_embedding.dtype, device)
+        self.slot = slot
+        self._host_inputs = [
+            (torch.zeros_like(buffer, device="cpu").pin_memory(), buffer)
+            for buffer in (slot.images, slot.tokens, slot.lengths, slot.state, slot.noise)
+        ]
+        self._host_actions = torch.zeros_like(slot.actions, device="cpu").pin_memory()
+        self.stages: dict[str, Callable[[], None]] = {
+            "vision": VisionStage(config, weights, slot),
+            "prefix": PrefixStage(config, weights, slot),
+            "denoise": DenoiseStage(config, weights, slot),
+        }
+        self._graphs = self._capture()
+        self._marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(STAGES) + 1)]
+
+    def run(self, inputs: Sequence[ModelInputs], noise: Sequence[npt.NDArray[np.float32]]) -> BatchResult:
+        """Compute one batch; returns when the actions are in host memory.
+
+        Args:
+            inputs: `key.batch` observations that fit the key.
+            noise: `[H, A]` for each.
+        """
+        self._fill(inputs, noise)
+        self._marks[0].record()
+        for graph, mark in zip(self._graphs, self._marks[1:], strict=True):
+            graph.replay()
+            mark.record()
+        self._marks[-1].synchronize()
+        seconds = {
+            stage: 1e-3 * before.elapsed_time(after)
+            for stage, (before, after) in zip(STAGES, itertools.pairwise(self._marks), strict=True)
+        }
+        return BatchResult(self._host_actions.numpy().copy(), seconds)
+
+    def _fill(self, inputs: Sequence[ModelInputs], noise: Sequence[npt.NDArray[np.float32]]) -> None:
+        images, tokens, lengths, state, noise_buffer = (host.numpy() for host, _ in self._host_inputs)
+        cameras = self.key.cameras
+        for index, (sample, sample_noise) in enumerate(zip(inputs, noise, strict=True)):
+            count = int(sample.token_mask.sum())
+            images[index * cameras : (index + 1) * cameras] = sample.images
+            tokens[index, :count] = sample.tokens[:count]
+            tokens[index, count:] = 0
+            lengths[index] = self._image_tokens + count
+            state[index] = sample.state
+            noise_buffer[index] = sample_noise
+
+    def _upload(self) -> None:
+        for host, buffer in self._host_inputs:
+            buffer.copy_(host, non_blocking=True)
+
+    def _capture(self) -> list[torch.cuda.CUDAGraph]:
+        """Run each stage on a side stream, so that kernels are compiled, then capture it."""
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP_RUNS):
+                self._upload()
+                for stage in STAGES:
+                    self.stages[stage]()
+        stream.synchronize()
+        graphs = []
+        for stage in STAGES:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                if stage == "vision":
+                    self._upload()
+                self.stages[stage]()
+                if stage == "denoise":
+                    self._host_actions.copy_(self.slot.actions, non_blocking=True)
+            graphs.append(graph)
+        return graphs

@@ -1,0 +1,54 @@
+"""Activations behind a matrix product: GeGLU of a merged gate/up product, GELU with a bias."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def gelu_tanh(x):
+    """x * sigmoid(2 u) with u = sqrt(2/pi) (x + 0.044715 x^3), which is the tanh form of GELU."""
+    return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+
+
+@triton.jit
+def _geglu(product_ptr, out_ptr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < HIDDEN
+    gate = tl.load(product_ptr + row * 2 * HIDDEN + columns, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(product_ptr + row * 2 * HIDDEN + HIDDEN + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(
+        out_ptr + row * HIDDEN + columns, (gelu_tanh(gate) * up).to(out_ptr.dtype.element_ty), mask=inside
+    )
+
+
+def geglu(product: torch.Tensor, out: torch.Tensor) -> None:
+    """`out = gelu(product[:, :hidden]) * product[:, hidden:]`.
+
+    Args:
+        product: `[M, 2 * hidden]`, gate columns first.
+        out: `[M, hidden]`.
+    """
+    rows, hidden = out.shape
+    block = min(triton.next_power_of_2(hidden), 4096)
+    _geglu[(rows, triton.cdiv(hidden, block))](product, out, HIDDEN=hidden, BLOCK=block, num_warps=8)
+
+
+@triton.jit
+def _bias_gelu(product_ptr, bias_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    x = tl.load(product_ptr + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(product_ptr + row * WIDTH + columns, gelu_tanh(x).to(product_ptr.dtype.element_ty), mask=inside)
+
+
+def bias_gelu(product: torch.Tensor, bias: torch.Tensor) -> None:
+    """`product = gelu(product + bias)` in place; `[M, width]` and `[width]`."""
+    rows, width = product.shape
+    block = min(triton.next_power_of_2(width), 8192)
+    _bias_gelu[(rows, triton.cdiv(width, block))](product, bias, WIDTH=width, BLOCK=block, num_warps=8)

@@ -1,0 +1,242 @@
+"""The three components as sequences of kernel launches over fixed buffers.
+
+A stage allocates nothing while it runs, so that it can be captured into a CUDA graph, and reads the
+real prompt length from the device, so that one graph serves every prompt of its bucket.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlad_configs.models import ModelConfig
+from vlad_engines.backends.triton.kernels import (
+    activations,
+    flow_step,
+    norms,
+    patches,
+    prefix_attention,
+    skinny,
+)
+from vlad_engines.backends.triton.kernels.suffix_attention import SuffixAttention
+from vlad_engines.backends.triton.slot import Slot
+from vlad_engines.backends.triton.weights import FusedWeights, Linear
+
+
+class VisionStage:
+    """Images of a slot to image tokens in its prefix embeddings."""
+
+    def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot) -> None:
+        self._config, self._weights, self._slot = config.siglip, weights.vision, slot
+        siglip, device, dtype = config.siglip, slot.device, weights.token_embedding.dtype
+        rows = slot.images.shape[0] * siglip.num_tokens
+
+        def buffer(width: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.empty(rows, width, device=device, dtype=dtype)
+
+        self._patches = buffer(3 * siglip.patch_size**2, torch.float32)
+        self._embedded = buffer(siglip.width, torch.float32)
+        self._residual, self._normed, self._branch = (buffer(siglip.width) for _ in range(3))
+        self._qkv = buffer(3 * siglip.width)
+        self._hidden = buffer(siglip.mlp_dim)
+        self._tokens = buffer(config.vlm.width)
+
+    def __call__(self) -> None:
+        """Enqueue."""
+        weights, slot = self._weights, self._slot
+        patches.extract_patches(slot.images, self._patches, self._config.patch_size)
+        _linear(self._patches, weights.patches, self._embedded)
+        images = self._embedded.view(-1, *weights.positions.shape)
+        torch.add(images, weights.positions, out=self._residual.view_as(images))
+        branch: tuple[Tensor, Tensor] | None = None
+        for layer in weights.layers:
+            norms.residual_layer_norm(
+                self._residual, branch, layer.norm1.weight, layer.norm1.bias, self._normed
+            )
+            _linear(self._normed, layer.qkv, self._qkv)
+            self._attend()
+            torch.mm(self._normed, layer.out.weight.T, out=self._branch)
+            branch = (self._branch, layer.out.bias)
+            norms.residual_layer_norm(
+                self._residual, branch, layer.norm2.weight, layer.norm2.bias, self._normed
+            )
+            torch.mm(self._normed, layer.fc1.weight.T, out=self._hidden)
+            activations.bias_gelu(self._hidden, layer.fc1.bias)
+            torch.mm(self._hidden, layer.fc2.weight.T, out=self._branch)
+            branch = (self._branch, layer.fc2.bias)
+        final = weights.final_norm
+        norms.residual_layer_norm(self._residual, branch, final.weight, final.bias, self._normed)
+        _linear(self._normed, weights.projector, self._tokens)
+        slot.image_tokens.copy_(self._tokens.view_as(slot.image_tokens))
+
+    def _attend(self) -> None:
+        """Attention of each image's tokens among themselves, into `_normed`."""
+        tokens, heads = self._config.num_tokens, self._config.num_heads
+        queries, keys, values = self._qkv.view(-1, tokens, 3, heads, self._config.width // heads).unbind(2)
+        mixed = F.scaled_dot_product_attention(
+            queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+        )
+        self._normed.view(-1, tokens, heads, self._config.width // heads).copy_(mixed.transpose(1, 2))
+
+
+class PrefixStage:
+    """Prefix embeddings of a slot to the keys and values of all layers in its cache."""
+
+    def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot) -> None:
+        self._config, self._weights, self._slot = config.vlm, weights, slot
+        vlm, device, dtype = config.vlm, slot.device, weights.token_embedding.dtype
+        rows = slot.batch * slot.prefix
+
+        def buffer(*shape: int) -> Tensor:
+            return torch.empty(rows, *shape, device=device, dtype=dtype)
+
+        self._normed, self._branch = buffer(vlm.width), buffer(vlm.width)
+        self._qkv = buffer((vlm.num_heads + 2) * vlm.head_dim)
+        self._queries, self._mixed = (buffer(vlm.num_heads, vlm.head_dim) for _ in range(2))
+        self._gate_up, self._hidden = buffer(2 * vlm.mlp_dim), buffer(vlm.mlp_dim)
+        self._prompt = torch.empty(slot.tokens.numel(), vlm.width, device=device, dtype=dtype)
+
+    def __call__(self) -> None:
+        """Enqueue."""
+        weights, slot, tokens = self._weights, self._slot, self._slot.prefix
+        if slot.tokens.numel():
+            torch.index_select(weights.token_embedding, 0, slot.tokens.flatten(), out=self._prompt)
+            torch.mul(
+                self._prompt.view_as(slot.prompt_embeddings),
+                math.sqrt(self._config.width),
+                out=slot.prompt_embeddings,
+            )
+        residual = slot.embeddings.flatten(0, 1)
+        branch: Tensor | None = None
+        for layer, keys, values in zip(weights.prefix, slot.keys, slot.values, strict=True):
+            norms.residual_rms_norm(residual, branch, layer.norm1, self._normed)
+            is_last = layer.out is None
+            product = self._qkv.flatten()[: len(residual) * len(layer.qkv)].view(len(residual), -1)
+            torch.mm(self._normed, layer.qkv.T, out=product)
+            prefix_attention.split_heads(
+                product,
+                weights.rope_cos,
+                weights.rope_sin,
+                None if is_last else self._queries,
+                keys,
+                values,
+                tokens,
+            )
+            if layer.out is None or layer.norm2 is None or layer.gate_up is None or layer.down is None:
+                break
+            prefix_attention.prefix_attention(self._queries, keys, values, slot.lengths, self._mixed, tokens)
+            torch.mm(self._mixed.flatten(1), layer.out.T, out=self._branch)
+            norms.residual_rms_norm(residual, self._branch, layer.norm2, self._normed)
+            torch.mm(self._normed, layer.gate_up.T, out=self._gate_up)
+            activations.geglu(self._gate_up, self._hidden)
+            torch.mm(self._hidden, layer.down.T, out=self._branch)
+            branch = self._branch
+
+
+class DenoiseStage:
+    """Noise of a slot to actions: every Euler step of the action expert over the slot's cache."""
+
+    def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot) -> None:
+        self._config, self._weights, self._slot = config, weights, slot
+        expert, device, dtype = config.expert, slot.device, weights.token_embedding.dtype
+        self._has_state = weights.action_in.state is not None
+        rows, actions = slot.batch * slot.suffix, slot.batch * config.action_horizon
+
+        def buffer(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.empty(*shape, device=device, dtype=dtype)
+
+        self._residual = skinny.Residual.empty(rows, expert.width, dtype, device)
+        self._queries, self._mixed = (buffer(rows, expert.num_heads, expert.head_dim) for _ in range(2))
+        self._hidden = buffer(rows, expert.mlp_dim)
+        self._attention = SuffixAttention(
+            samples=slot.batch,
+            prefix=slot.prefix,
+            suffix=slot.suffix,
+            heads=expert.num_heads,
+            head_dim=expert.head_dim,
+            has_state=self._has_state,
+            device=device,
+        )
+        self._project_attention = skinny.GatedProjection(
+            rows, expert.width, expert.num_heads * expert.head_dim, device
+        )
+        self._project_hidden = skinny.GatedProjection(rows, expert.width, expert.mlp_dim, device)
+        # pi0 mixes action and time before they become tokens; pi0.5's actions are tokens at once.
+        self._tokens = buffer(actions, expert.width, dtype=torch.float32)
+        self._mixing = torch.empty_like(self._tokens) if self._has_state else self._tokens
+        self._state = buffer(slot.batch, expert.width, dtype=torch.float32)
+
+    def __call__(self) -> None:
+        """Enqueue."""
+        weights, slot, config = self._weights, self._slot, self._config
+        action_in, constants = weights.action_in, weights.constants
+        x_t = slot.actions.flatten(0, 1)
+        if action_in.state is not None:
+            torch.addmm(action_in.state.bias, slot.state, action_in.state.weight.T, out=self._state)
+        flow_step.first_tokens(
+            slot.noise.flatten(0, 1),
+            x_t,
+            action_in.project,
+            action_in.step_bias[0],
+            self._mixing,
+            silu=self._has_state,
+        )
+        steps = len(weights.schedule.times)
+        for step in range(steps):
+            if action_in.mix is not None:
+                _linear(self._mixing, action_in.mix, self._tokens)
+            skinny.enter_layers(
+                self._tokens,
+                self._state if self._has_state else None,
+                constants.scale[step, 0],
+                self._residual,
+            )
+            for index in range(len(weights.expert)):
+                self._run_layer(step, index)
+            is_last = step == steps - 1
+            flow_step.euler_step(
+                self._residual.x,
+                constants.scale[step, -1],
+                constants.final_shift[step],
+                (weights.action_out.weight, weights.action_out.bias),
+                x_t,
+                (action_in.project, action_in.step_bias[step if is_last else step + 1]),
+                self._mixing,
+                step=weights.schedule.step,
+                horizon=config.action_horizon,
+                suffix=slot.suffix,
+                is_last=is_last,
+                silu=self._has_state,
+            )
+
+    def _run_layer(self, step: int, index: int) -> None:
+        weights, slot, constants = self._weights, self._slot, self._weights.constants
+        layer, keys, values = weights.expert[index], slot.keys[index], slot.values[index]
+        scale, gate = constants.scale[step], constants.gate[step]
+        skinny.norm_qkv(
+            self._residual,
+            layer.qkv,
+            constants.qkv_shift[step, index],
+            weights.rope_cos,
+            weights.rope_sin,
+            slot.lengths,
+            self._queries,
+            keys,
+            values,
+            prefix=slot.prefix,
+        )
+        self._attention(self._queries, keys, values, slot.lengths, self._mixed)
+        self._project_attention(
+            self._mixed.flatten(1), layer.out, gate[2 * index], scale[2 * index + 1], self._residual
+        )
+        skinny.norm_geglu(self._residual, layer.gate_up, constants.gate_up_shift[step, index], self._hidden)
+        self._project_hidden(
+            self._hidden, layer.down, gate[2 * index + 1], scale[2 * index + 2], self._residual
+        )
+
+
+def _linear(x: Tensor, linear: Linear, out: Tensor) -> None:
+    torch.addmm(linear.bias, x, linear.weight.T, out=out)

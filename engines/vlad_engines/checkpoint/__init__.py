@@ -1,0 +1,1 @@
+"""From a checkpoint directory to a contract, norm stats, a tokenizer and weights; all of it offline."""

@@ -1,0 +1,124 @@
+"""The check that stands between a loaded backend and the first robot."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from vlad_configs.errors import ConfigError
+from vlad_engines.backends.base import Backend, BackendOptions
+from vlad_engines.checkpoint.policy_checkpoint import PolicyCheckpoint
+from vlad_engines.fidelity.cache import FidelityCache, check_digest
+from vlad_engines.fidelity.check import check_backend
+from vlad_engines.fidelity.observations import FidelityCase, make_cases, synthetic_observations
+from vlad_engines.fidelity.reference import compute_reference
+from vlad_engines.fidelity.report import FidelityReport
+from vlad_engines.processing.processor import Processor
+
+logger = logging.getLogger("vlad.fidelity")
+
+ReportProgress = Callable[[str, float], None]
+
+STAGE = "checking the fidelity"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedPolicy:
+    """What is about to serve. `backend_name` is its name in the registry."""
+
+    checkpoint: PolicyCheckpoint
+    processor: Processor
+    weights: Mapping[str, torch.Tensor]
+    backend: Backend
+    backend_name: str
+    options: BackendOptions
+
+
+def admit(
+    policy: LoadedPolicy, *, allow_low_fidelity: bool, progress: ReportProgress, cache: FidelityCache
+) -> dict[str, Any]:
+    """Let a policy serve, or refuse it.
+
+    Args:
+        allow_low_fidelity: let it serve below the thresholds too, with a warning.
+
+    Returns:
+        For the metadata, plain msgpack types: `FidelityReport.summary`, and `reference` (the backend is the
+        reference itself, and nothing was compared), `override` (it serves although it did not pass),
+        `remembered` (the figures are from an earlier start).
+
+    Raises:
+        ConfigError: for a backend below the thresholds, with every one that it missed.
+        EngineError: where reference or backend cannot be run.
+    """
+    if is_reference(policy.backend_name, policy.options):
+        return {"passed": True, "reference": True, "override": False, "remembered": False, "failures": []}
+    report, remembered = _report(policy, progress, cache)
+    if not report.passed:
+        what = f"backend '{policy.backend_name}' in {policy.options.precision} is too far from float32"
+        lines = "\n  ".join(report.failures)
+        if not allow_low_fidelity:
+            raise ConfigError(
+                f"{what}:\n  {lines}\nchoose another --backend or --precision; "
+                "verify_policy shows all figures, --allow-low-fidelity serves it nevertheless"
+            )
+        logger.warning("%s, and serves all the same (--allow-low-fidelity):\n  %s", what, lines)
+    return {
+        **report.summary(),
+        "reference": False,
+        "override": not report.passed,
+        "remembered": remembered,
+    }
+
+
+def is_reference(backend_name: str, options: BackendOptions) -> bool:
+    """Whether a backend is what others are compared with."""
+    return backend_name == "pytorch" and options.precision == "fp32"
+
+
+def _report(
+    policy: LoadedPolicy, progress: ReportProgress, cache: FidelityCache
+) -> tuple[FidelityReport, bool]:
+    progress(STAGE, 0.0)
+    contract, options = policy.checkpoint.contract, policy.options
+    cases = make_cases(policy.processor, contract.model, synthetic_observations(contract.environment))
+    digest = check_digest(
+        policy.checkpoint.files,
+        contract.model,
+        cases,
+        backend=policy.backend_name,
+        options=dataclasses.asdict(options),
+        components=policy.backend.describe(),
+        device=options.device,
+    )
+    remembered = cache.find(digest)
+    if remembered is not None:
+        progress(STAGE, 1.0)
+        return remembered, True
+    report = _compare(policy, cases, progress)
+    cache.keep(digest, report)
+    progress(STAGE, 1.0)
+    return report, False
+
+
+def _compare(
+    policy: LoadedPolicy, cases: tuple[FidelityCase, ...], progress: ReportProgress
+) -> FidelityReport:
+    options = policy.options
+    reference = compute_reference(
+        policy.checkpoint.contract.model, policy.weights, cases, options.num_steps, options.device
+    )
+    progress(STAGE, 0.7)
+    report = check_backend(
+        policy.backend,
+        reference,
+        name=policy.backend_name,
+        precision=options.precision,
+        batch_sizes=options.batch_sizes,
+    )
+    logger.info("%s", report.table())
+    return report

@@ -1,0 +1,196 @@
+"""One observation to model inputs, one model chunk to robot actions, as a `Contract` says.
+
+The order of the steps is that of openpi's `policies/policy_config.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlad_configs.contract import Contract
+from vlad_configs.environments import Camera, prompt_text
+from vlad_configs.errors import CheckpointError, EngineError, ObservationError
+from vlad_configs.models import CAMERA_SLOTS, IMAGE_SIZE
+from vlad_engines.processing import images, robot_conventions
+from vlad_engines.processing.model_inputs import ModelInputs
+from vlad_engines.processing.normalization import Normalizer, NormStats
+from vlad_engines.processing.tokenizer import Tokenizer, encode_prompt, pad_tokens
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+class Processor:
+    """Converts between a robot and a model. Holds no state between requests and writes into none.
+
+    Args:
+        contract: what checkpoint and environment agree on.
+        norm_stats: statistics of state and actions.
+        tokenizer: of the checkpoint.
+        default_prompt: used for requests without a prompt; goes before the contract's own.
+
+    Raises:
+        CheckpointError: where the statistics do not fit the contract.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        norm_stats: NormStats,
+        tokenizer: Tokenizer,
+        default_prompt: str | None = None,
+    ) -> None:
+        self._contract = contract
+        self._environment = contract.environment
+        self._tokenizer = tokenizer
+        self._default_prompt = contract.default_prompt if default_prompt is None else default_prompt
+        self._state = Normalizer.create(contract.norm_kind["state"], contract.norm_formula, norm_stats.state)
+        self._actions = Normalizer.create(
+            contract.norm_kind["actions"], contract.norm_formula, norm_stats.actions
+        )
+        check_stats_width(contract, norm_stats)
+        mask = contract.delta_mask or ()
+        self._delta_columns = np.flatnonzero(mask)
+
+    @property
+    def default_prompt(self) -> str | None:
+        """What a request without a prompt gets; None where it is refused."""
+        return self._default_prompt
+
+    def prepare(self, observation: Mapping[str, Any]) -> ModelInputs:
+        """Turn a request into model inputs.
+
+        Args:
+            observation: the request, openpi's keys; its arrays may be read-only.
+
+        Raises:
+            ObservationError: for the first key at fault.
+        """
+        self._environment.check(observation, prompt_optional=self._default_prompt is not None)
+        prompt = self._prompt(observation)
+        cameras, pictures = self._pictures(observation)
+        robot_state = self._robot_state(observation)
+        state = robot_state if self._state is None else self._state.normalize(robot_state)
+        self._check_magnitude(state)
+        tokens, token_mask = self._tokens(prompt, state)
+        return ModelInputs(
+            cameras=cameras,
+            images=pictures,
+            tokens=tokens,
+            token_mask=token_mask,
+            state=_pad(state, self._contract.model.action_dim),
+            robot_state=robot_state,
+        )
+
+    def finish(self, model_actions: npt.NDArray[np.float32], inputs: ModelInputs) -> npt.NDArray[np.float64]:
+        """Turn a chunk of the model into actions of the robot.
+
+        Args:
+            model_actions: `[action_horizon, action_dim]` float32.
+            inputs: what `prepare` returned for the same request.
+
+        Returns:
+            `[action_horizon, action_width]` float64.
+
+        Raises:
+            EngineError: where the chunk holds NaN or infinity; such actions never reach a robot.
+        """
+        finite = np.isfinite(model_actions)
+        if not finite.all():
+            raise EngineError(
+                f"the model returned {int((~finite).sum())} non-finite of {finite.size} action values; "
+                "the chunk was discarded"
+            )
+        if self._actions is None:
+            actions = model_actions.astype(np.float64)
+        else:
+            actions = self._actions.unnormalize(model_actions)
+        actions[:, self._delta_columns] += inputs.robot_state[self._delta_columns]
+        return robot_conventions.actions_to_robot(
+            self._environment.conversion, actions[:, : self._environment.action_width]
+        )
+
+    def _prompt(self, observation: Mapping[str, Any]) -> str:
+        if "prompt" not in observation:
+            assert self._default_prompt is not None, "Environment.check admits no request without a prompt"
+            return self._default_prompt
+        prompt = prompt_text(observation["prompt"])
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ObservationError("prompt", "a text", "lone surrogates, which encode no character") from None
+        return prompt
+
+    def _pictures(
+        self, observation: Mapping[str, Any]
+    ) -> tuple[tuple[str, ...], npt.NDArray[np.uint8] | npt.NDArray[np.float32]]:
+        by_slot: dict[str, Any] = {}
+        for camera in self._environment.cameras:
+            group: Any = observation
+            for part in camera.path:
+                group = group.get(part)
+                if group is None:
+                    break
+            if group is not None and camera.slot is not None:
+                by_slot[camera.slot] = self._picture(camera, group)
+        cameras = tuple(slot for slot in CAMERA_SLOTS if slot in by_slot)
+        return cameras, np.stack([by_slot[slot] for slot in cameras])
+
+    def _picture(self, camera: Camera, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        pixels = images.channels_last(image, camera.layout)
+        try:
+            if self._contract.image_resize == "pil_antialiased":
+                return images.resize_with_pad(images.to_uint8(pixels), IMAGE_SIZE, IMAGE_SIZE)
+            unit = images.resize_with_pad_bilinear(images.to_unit_float(pixels), IMAGE_SIZE, IMAGE_SIZE)
+            return unit * np.float32(2) - np.float32(1)
+        except ValueError as error:
+            raise ObservationError(camera.key, "uint8 in 0..255 or float in 0..1", str(error)) from None
+
+    def _robot_state(self, observation: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+        parts = [
+            np.asarray(observation[vector.key], dtype=np.float64).reshape(vector.width)
+            for vector in self._environment.state
+        ]
+        return robot_conventions.state_to_model(self._environment.conversion, np.concatenate(parts))
+
+    def _check_magnitude(self, state: npt.NDArray[np.float64]) -> None:
+        """Refuse a state that overflows float32 once normalised: it would turn the chunk into NaN."""
+        if not (np.abs(state) < _FLOAT32_MAX).all():
+            keys = ", ".join(vector.key for vector in self._environment.state)
+            raise ObservationError(keys, "numbers in the robot's range", "numbers beyond float32")
+
+    def _tokens(
+        self, prompt: str, state: npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        if self._contract.prompt_state_dims is not None:
+            state = _pad(state, self._contract.prompt_state_dims)
+        ids = encode_prompt(self._tokenizer, self._contract.prompt_template, prompt, state)
+        return pad_tokens(ids, self._contract.model.max_token_len)
+
+
+def check_stats_width(contract: Contract, norm_stats: NormStats) -> None:
+    """Hold the widths of the statistics against the robot.
+
+    Statistics may be as wide as the robot's vectors, or padded to the model's `action_dim` as old
+    openpi checkpoints have them. Any other width belongs to another robot.
+
+    Raises:
+        CheckpointError: names the feature and the widths.
+    """
+    environment, model = contract.environment, contract.model
+    for feature, stats, width in (
+        ("state", norm_stats.state, environment.state_width),
+        ("actions", norm_stats.actions, environment.action_width),
+    ):
+        if contract.norm_kind[feature] != "identity" and stats.width not in (width, model.action_dim):
+            raise CheckpointError(
+                f"norm stats of '{feature}' have {stats.width} numbers; {environment.name} has {width} "
+                f"(or {model.action_dim}, padded as in the model); these statistics belong to another robot"
+            )
+
+
+def _pad(vector: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
+    return np.concatenate([vector, np.zeros(max(0, width - len(vector)))])

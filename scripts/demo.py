@@ -1,0 +1,139 @@
+"""The demo: a daemon on the embedded policy, a client that replays real observations, a clean stop.
+
+Run by `make demo`. Leaves the log and the plot in `out/demo`; ends the daemon whatever happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from types import FrameType
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+OUT = ROOT / "out" / "demo"
+
+READY_WITHIN_S = 300.0
+STOPPED_WITHIN_S = 45.0
+LOG_TAIL = 40
+
+_LISTENING = re.compile(r"listening on ws://[^ ]*:(\d+) \(policy\) and http://[^ ]*:(\d+)/metrics")
+
+
+class DemoError(Exception):
+    """A step of the demo went wrong; the text says which."""
+
+
+def main() -> int:
+    """Run the demo; 0 where every step went well."""
+    signal.signal(signal.SIGTERM, _terminate)
+    OUT.mkdir(parents=True, exist_ok=True)
+    log = OUT / "daemon.log"
+    try:
+        ready_s = _demo(log)
+    except DemoError as error:
+        lines = log.read_text(errors="replace").splitlines()[-LOG_TAIL:] if log.exists() else []
+        print(f"\ndemo failed: {error}\n--- end of {log.relative_to(ROOT)} ---", file=sys.stderr)
+        print("\n".join(lines), file=sys.stderr)
+        return 1
+    print(f"\ndemo: ready after {ready_s:.1f} s, replay exit 0, daemon exit 0 after SIGTERM")
+    print("demo: see " + ", ".join(str(file.relative_to(ROOT)) for file in sorted(OUT.iterdir())))
+    return 0
+
+
+def _demo(log: pathlib.Path) -> float:
+    started = time.monotonic()
+    with _daemon(log) as daemon:
+        port, metrics_port = _ports(daemon, log)
+        _wait_ready(daemon, metrics_port)
+        ready_s = time.monotonic() - started
+        replay = [sys.executable, str(ROOT / "examples" / "libero_replay.py")]
+        options = ["--host", "127.0.0.1", "--port", str(port), "--out", str(OUT)]
+        if code := subprocess.run([*replay, *options], check=False).returncode:
+            raise DemoError(f"the replay ended with exit code {code}")
+        daemon.terminate()
+        try:
+            code = daemon.wait(STOPPED_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            raise DemoError(f"the daemon did not stop within {STOPPED_WITHIN_S:.0f} s of SIGTERM") from None
+        if code:
+            raise DemoError(f"the daemon ended with exit code {code}")
+    return ready_s
+
+
+@contextlib.contextmanager
+def _daemon(log: pathlib.Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "vlad_server.cli", "--checkpoint", "demo"]
+    with log.open("wb") as stream:
+        # A session of its own: Ctrl-C reaches this script only, which then ends the daemon.
+        daemon = subprocess.Popen(
+            [*command, "--port", "0", "--metrics-port", "0"],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            cwd=OUT,
+            start_new_session=True,
+        )
+    try:
+        yield daemon
+    finally:
+        daemon.kill()
+        daemon.wait()
+
+
+def _ports(daemon: subprocess.Popen[bytes], log: pathlib.Path) -> tuple[int, int]:
+    end = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < end and daemon.poll() is None:
+        if match := _LISTENING.search(log.read_text(errors="replace")):
+            print(
+                f"demo: daemon (pid {daemon.pid}), policy port {match[1]}, metrics port {match[2]}",
+                flush=True,
+            )
+            return int(match[1]), int(match[2])
+        time.sleep(0.05)
+    raise DemoError(f"the daemon never listened (exit code {daemon.poll()})")
+
+
+def _wait_ready(daemon: subprocess.Popen[bytes], metrics_port: int) -> None:
+    end = time.monotonic() + READY_WITHIN_S
+    shown = ""
+    while time.monotonic() < end:
+        if daemon.poll() is not None:
+            raise DemoError(f"the daemon ended with exit code {daemon.returncode} while it was loading")
+        ready, text = _readiness(metrics_port)
+        if text != shown:
+            print(f"demo: {text}", flush=True)
+            shown = text
+        if ready:
+            return
+        time.sleep(0.1)
+    raise DemoError(f"the policy was not ready within {READY_WITHIN_S:.0f} s; last seen: {shown}")
+
+
+def _readiness(metrics_port: int) -> tuple[bool, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/readyz", timeout=5):
+            return True, "ready"
+    except urllib.error.HTTPError as error:
+        with error:
+            return False, error.read().decode(errors="replace").strip()
+    except OSError as error:
+        return False, f"no answer yet ({error})"
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,73 @@
+"""A backend runs what its name says, or start-up fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.tiny_networks import random_weights, tiny_config
+from vlad_configs.errors import CheckpointError, ConfigError
+from vlad_engines.backends.base import BackendOptions
+from vlad_engines.backends.registry import BACKEND_NAMES, available_backends, create_backend
+
+OPTIONS = BackendOptions(num_steps=2, precision="fp32", device="cpu")
+CONFIG = tiny_config("pi05")
+
+
+def test_pytorch_is_available() -> None:
+    assert "pytorch" in available_backends()
+    backend = create_backend("pytorch", CONFIG, random_weights(CONFIG), OPTIONS)
+    assert {component["engine"] for component in backend.describe().values()} == {"pytorch"}
+    backend.close()
+
+
+@pytest.mark.parametrize("name", [name for name in BACKEND_NAMES if name not in available_backends()])
+def test_a_name_without_an_implementation_is_refused_and_says_what_there_is(name: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        create_backend(name, CONFIG, random_weights(CONFIG), OPTIONS)
+    text = str(refusal.value)
+    assert f"backend '{name}' is not implemented in this version" in text
+    assert text.endswith("available: " + ", ".join(available_backends()))
+
+
+def test_an_unknown_name_is_refused_with_the_list_of_names() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        create_backend("tensorflow", CONFIG, random_weights(CONFIG), OPTIONS)
+    text = str(refusal.value)
+    assert "unknown backend 'tensorflow'" in text
+    assert all(name in text for name in BACKEND_NAMES)
+
+
+def test_the_registry_imports_no_engine() -> None:
+    code = "import sys, vlad_engines.backends.registry; sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_weights_of_another_family_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"missing state_proj\.weight"):
+        create_backend("pytorch", tiny_config("pi0"), random_weights(CONFIG), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"precision": "fp16"}, "precision must be 'fp32' or 'bf16'"),
+        ({"device": "tpu"}, "device must be 'cpu', 'cuda' or 'cuda:N'"),
+        ({"device": "cuda:"}, "device must be 'cpu', 'cuda' or 'cuda:N'"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, object], message: str) -> None:
+    values: dict[str, object] = {"num_steps": 10, "precision": "fp32", "device": "cpu", **options}
+    with pytest.raises(ConfigError, match=message):
+        BackendOptions(**values)  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    options = BackendOptions(num_steps=2, precision="fp32", device="cuda:99")
+    with pytest.raises(ConfigError, match="device 'cuda:99' is not there"):
+        create_backend("pytorch", CONFIG, random_weights(CONFIG), options)

@@ -1,0 +1,194 @@
+"""The command `bench_policy`, on the tiny networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tests.support.fidelity import WithoutTrace, backend, network, tiny_model
+from vlad_configs.errors import ConfigError
+from vlad_engines.backends.base import InferenceResult
+from vlad_engines.bench import cli
+from vlad_engines.bench.case import RequestShape, model_inputs
+from vlad_engines.bench.device import file_slug
+from vlad_engines.bench.engine_mode import measure_engine, repeat
+from vlad_engines.bench.plot import draw
+from vlad_engines.bench.results import read_results
+from vlad_engines.bench.row import STAGES, Samples, measured
+from vlad_engines.processing.model_inputs import ModelInputs
+
+ROW_KEYS = {
+    *("gpu", "model", "cameras", "prompt_tokens", "chunk", "steps", "batch", "backend", "precision"),
+    *("gpu_ms", "stages_ms", "wall_ms", "requests_per_s", "memory_gib", "commit", "command"),
+}
+
+
+def args(**options: Any) -> cli.Args:
+    defaults = {"random_weights": "pi05_dummy", "device": "cpu", "warm_up": 1, "repetitions": 3}
+    return cli.Args(**{**defaults, **options})
+
+
+def test_figures_are_printed_written_and_drawn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = (
+        "--random-weights pi05_dummy,pi0_dummy --device cpu --backend pytorch,pytorch:bf16 "
+        "--prompt-tokens 12 --cameras 1 --chunk 7 --num-steps 2 --warm-up 1 --repetitions 3 "
+        "--name tiny --plot tiny.png --commit abc123"
+    )
+    monkeypatch.setattr(sys, "argv", ["bench_policy", *line.split()])
+    cli.main()
+    (path,) = (tmp_path / "docs" / "results").iterdir()
+    assert path.name.endswith("-cpu-tiny.json")
+    content = json.loads(path.read_text())
+    assert [(row["model"], row["precision"]) for row in content["rows"]] == [
+        ("pi05_dummy", "fp32"),
+        ("pi05_dummy", "bf16"),
+        ("pi0_dummy", "fp32"),
+        ("pi0_dummy", "bf16"),
+    ]
+    for row in content["rows"]:
+        assert set(row) >= ROW_KEYS
+        assert (row["cameras"], row["prompt_tokens"], row["chunk"], row["steps"]) == (1, 12, 7, 2)
+        assert 0 < row["gpu_ms"]["p50"] <= row["gpu_ms"]["p90"] <= row["gpu_ms"]["p99"]
+        assert set(row["stages_ms"]) == set(STAGES)
+        assert row["wall_ms"] >= row["gpu_ms"]["p50"]
+        assert row["commit"] == "abc123"
+        assert row["command"] == f"bench_policy {line}"
+        assert row["repetitions"] == 3
+    assert content["rows"][0]["speedup"] == content["rows"][2]["speedup"] == 1.0
+    assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
+    assert str(path.relative_to(tmp_path)) in capsys.readouterr().out
+    assert read_results(path).to_json() == content
+
+
+def test_policy_mode_includes_the_processing(tmp_path: pathlib.Path) -> None:
+    results = cli.run(args(mode=("policy",), prompt_tokens=9, num_steps=2), "bench_policy")
+    (row,) = results.rows
+    assert (row.mode, row.cameras, row.prompt_tokens, row.chunk) == ("policy", 2, 9, 10)
+    assert row.wall_ms > row.gpu_ms["p50"]
+
+
+def test_loopback_mode_runs_a_real_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    monkeypatch.setenv("VLAD_CACHE_DIR", str(tmp_path))
+    results = cli.run(args(mode=("loopback",), num_steps=1, prompt_tokens=9), "bench_policy")
+    (row,) = results.rows
+    assert (row.mode, row.batch, row.prompt_tokens) == ("loopback", 1, 9)
+    assert row.wall_ms > row.gpu_ms["p50"] > 0
+    assert row.start_s > 0.1
+
+
+def test_a_daemon_that_cannot_start_says_why() -> None:
+    with pytest.raises(ConfigError, match="unknown random model"):
+        cli.run(args(random_weights="pi9", mode=("loopback",)), "bench_policy")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoint": "demo"}, "either --random-weights or --checkpoint"),
+        ({"random_weights": None}, "either --random-weights or --checkpoint"),
+        ({"random_weights": "pi05_dummy,"}, "single commas"),
+        ({"batch": "1,x"}, "--batch"),
+        ({"batch": "0"}, "--batch"),
+        ({"batch": "2", "mode": ("policy",)}, "--batch goes with --mode engine"),
+        ({"chunk": 5, "mode": ("policy",)}, "--chunk goes with --mode engine"),
+        ({"chunk": 5, "random_weights": None, "checkpoint": "demo"}, "--chunk goes with --random-weights"),
+        ({"cameras": 4}, "--cameras"),
+        ({"prompt_tokens": 500}, "max_token_len 200"),
+        ({"prompt_tokens": 2, "mode": ("policy",)}, "the shortest one has"),
+        ({"backend": "warp"}, "unknown backend 'warp'"),
+        ({"env": "MARS"}, "unknown environment 'MARS'"),
+        ({"repetitions": 0}, "repetitions"),
+    ],
+)
+def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cli.run(args(**options), "bench_policy")
+
+
+def test_a_backend_without_batches_is_left_out_with_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    results = cli.run(args(batch="1,4", num_steps=1), "bench_policy")
+    assert [row.batch for row in results.rows] == [1]
+    assert "runs no batches; 4 is left out" in capsys.readouterr().out
+
+
+class _Batching(WithoutTrace):
+    sizes: list[int]
+
+    def infer_batch(
+        self, inputs: Sequence[ModelInputs], noise: Sequence[npt.NDArray[np.float32]]
+    ) -> list[InferenceResult]:
+        self.sizes.append(len(inputs))
+        assert len({sample.images.tobytes() for sample in inputs}) == len(inputs) == len(noise)
+        return [self.infer(*request) for request in zip(inputs, noise, strict=True)]
+
+
+def test_a_batch_counts_as_that_many_requests() -> None:
+    batching = _Batching(backend(network("pi05", "fp32"), "fp32"))
+    batching.sizes = []
+    samples = measure_engine(
+        batching, tiny_model("pi05"), RequestShape(1, 5), batch=2, warm_up=1, repetitions=2
+    )
+    assert batching.sizes == [2, 2, 2]
+    assert samples.requests == 4
+    assert len(samples.wall) == 2
+
+
+def test_warm_up_is_not_measured() -> None:
+    calls = iter([9.0, 9.0, 1.0, 2.0, 3.0])
+    samples = repeat(lambda: dict.fromkeys(STAGES, next(calls)), requests_per_run=1, warm_up=2, repetitions=3)
+    assert samples.stages["prefix"] == [1.0, 2.0, 3.0]
+
+
+def test_percentiles_are_of_whole_requests_not_sums_of_percentiles() -> None:
+    swapping = Samples(
+        stages={"vision": [1.0, 3.0], "prefix": [3.0, 1.0], "denoise": [0.0, 0.0]},
+        wall=[4.0, 4.0],
+        elapsed=8.0,
+        requests=2,
+    )
+    fields = measured(swapping)
+    assert fields["gpu_ms"] == {"p50": 4000.0, "p90": 4000.0, "p99": 4000.0}
+    assert fields["requests_per_s"] == 0.25
+
+
+def test_inputs_have_the_asked_shape() -> None:
+    inputs = model_inputs(tiny_model("pi05"), RequestShape(3, 17), seed=0)
+    assert inputs.images.shape == (3, 224, 224, 3)
+    assert int(inputs.token_mask.sum()) == 17
+    assert inputs.tokens[17:].max() == 0
+
+
+def test_file_names_come_from_product_names() -> None:
+    assert file_slug("NVIDIA H200") == "h200"
+    assert file_slug("NVIDIA GeForce RTX 4090") == "geforce-rtx-4090"
+    assert file_slug("cpu") == "cpu"
+
+
+def test_other_json_is_no_results_file(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text('{"rows": [{}]}')
+    with pytest.raises(ConfigError, match=r"other\.json is no results file"):
+        read_results(path)
+
+
+def test_the_plot_shows_floors_and_modes(tmp_path: pathlib.Path) -> None:
+    results = cli.run(args(num_steps=1), "bench_policy")
+    (row,) = results.rows
+    content = row.to_json()
+    rows = [
+        type(row)(**{**content, "floor_ms": {"vision": 0.1, "prefix": 0.2, "denoise": 0.1, "total": 0.4}}),
+        type(row)(**{**content, "mode": "loopback", "wall_ms": 2 * row.wall_ms}),
+    ]
+    draw(dataclasses.replace(results, rows=rows), tmp_path / "folder" / "plot.png")
+    assert (tmp_path / "folder" / "plot.png").stat().st_size > 5000
