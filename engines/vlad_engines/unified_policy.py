@@ -235,8 +235,14 @@ def _backend_options(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision is None:
         precision = "bf16" if device.startswith("cuda") else "fp32"
+    cameras = [camera for camera in checkpoint.contract.environment.cameras if camera.slot is not None]
+    required = sum(camera.required for camera in cameras)
     return BackendOptions(
-        num_steps=steps, precision=precision, device=device, enable_kv_cache=enable_kv_cache
+        num_steps=steps,
+        precision=precision,
+        device=device,
+        enable_kv_cache=enable_kv_cache,
+        camera_counts=tuple(range(required, len(cameras) + 1)),
     )
 
 

@@ -10,24 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.checkpoints import write_openpi
-from tests.support.golden import Array, load_arrays, make_weight, model_config, require_file
+from tests.support.golden import Array
+from tests.support.golden_deployments import Case, deployment_arrays, deployment_request, write_deployment
 from tests.support.golden_lists import listed
 from vlad_configs.models import CAMERA_SLOTS
 from vlad_configs.openpi_configs import OPENPI_CONFIGS
 from vlad_engines.backends.base import Precision
 from vlad_engines.checkpoint.policy_checkpoint import open_policy_checkpoint
-from vlad_engines.model.openpi_names import TIED_LM_HEAD, TOKEN_EMBEDDING, expected_tensors
 from vlad_engines.processing.model_inputs import ModelInputs
 from vlad_engines.processing.normalization import Normalizer
 from vlad_engines.processing.processor import Processor
 from vlad_engines.processing.tokenizer import SentencePieceTokenizer
 from vlad_engines.unified_policy import UnifiedPolicy
-
-Case = tuple[str, dict[str, Any]]
-
-GEOMETRY = "dummy"
-"""All recorded deployments use openpi's own dummy sizes."""
 
 BF16_MAX, BF16_MEAN = 0.12, 0.02
 """Bounds on normalised actions in bfloat16 against float32."""
@@ -39,50 +33,6 @@ each_case = pytest.mark.parametrize("case", listed("policy_e2e.json"))
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder for the checkpoints, each written once."""
     return tmp_path_factory.mktemp("deployments")
-
-
-def _arrays(case: Case) -> dict[str, Array]:
-    prefix = case[0] + "|"
-    require_file("policy_e2e.npz")
-    arrays = load_arrays("policy_e2e.npz")
-    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-
-
-def _request(case: Case) -> dict[str, Any]:
-    recorded: dict[str, Any] = {**_arrays(case), **case[1]}
-    entries = {key.removeprefix("obs|"): value for key, value in recorded.items() if key.startswith("obs|")}
-    request: dict[str, Any] = {}
-    for key, value in entries.items():
-        *parents, leaf = key.replace("~", "/").split("|")
-        group = request
-        for parent in parents:
-            group = group.setdefault(parent, {})
-        group[leaf] = value
-    return request
-
-
-def _write_checkpoint(folder: pathlib.Path, case: Case) -> pathlib.Path:
-    name, entry = case
-    directory = folder / name
-    if directory.is_dir():
-        return directory
-    keys = ("pi05", "action_horizon", "action_dim", "max_token_len")
-    model = model_config(GEOMETRY, **{key: entry[key] for key in keys})
-    tensors = {key: make_weight(key, shape) for key, shape in expected_tensors(model).items()}
-    tensors[TIED_LM_HEAD] = tensors.pop(TOKEN_EMBEDDING)
-    stats: dict[str, dict[str, list[float]]] = {"state": {}, "actions": {}}
-    for key, value in _arrays(case).items():
-        if key.startswith("stats|"):
-            _, feature, statistic = key.split("|")
-            stats[feature][statistic] = value.tolist()
-    return write_openpi(
-        directory,
-        model,
-        tensors,
-        stats=stats,
-        asset_id=entry["asset_id"],
-        tokenizer=require_file("tiny_tokenizer.model"),
-    )
 
 
 def _processor(directory: pathlib.Path, case: Case) -> Processor:
@@ -105,7 +55,7 @@ def _policy(directory: pathlib.Path, case: Case, precision: Precision) -> Unifie
 @each_case
 def test_the_contract_is_that_of_the_official_configuration(case: Case, checkpoints: pathlib.Path) -> None:
     entry = case[1]
-    checkpoint = open_policy_checkpoint(_write_checkpoint(checkpoints, case), config=entry["official_config"])
+    checkpoint = open_policy_checkpoint(write_deployment(checkpoints, case), config=entry["official_config"])
     contract = checkpoint.contract
     assert (contract.prompt_template == "task_state_action") == entry["discrete_state_input"]
     kind = "quantile" if entry["use_quantile_norm"] else "zscore"
@@ -117,8 +67,10 @@ def test_the_contract_is_that_of_the_official_configuration(case: Case, checkpoi
 
 @each_case
 def test_the_model_sees_what_openpi_feeds_it(case: Case, checkpoints: pathlib.Path) -> None:
-    golden = _arrays(case)
-    inputs: ModelInputs = _processor(_write_checkpoint(checkpoints, case), case).prepare(_request(case))
+    golden = deployment_arrays(case)
+    inputs: ModelInputs = _processor(write_deployment(checkpoints, case), case).prepare(
+        deployment_request(case)
+    )
     np.testing.assert_array_equal(inputs.tokens, golden["model_tokens"][0])
     np.testing.assert_array_equal(inputs.token_mask, golden["model_token_mask"][0])
     np.testing.assert_allclose(inputs.state, golden["model_state"][0], rtol=0, atol=1e-6)
@@ -131,18 +83,18 @@ def test_the_model_sees_what_openpi_feeds_it(case: Case, checkpoints: pathlib.Pa
 
 @each_case
 def test_openpis_raw_chunk_becomes_openpis_actions(case: Case, checkpoints: pathlib.Path) -> None:
-    golden = _arrays(case)
-    processor = _processor(_write_checkpoint(checkpoints, case), case)
-    actions = processor.finish(golden["model_raw_actions"][0], processor.prepare(_request(case)))
+    golden = deployment_arrays(case)
+    processor = _processor(write_deployment(checkpoints, case), case)
+    actions = processor.finish(golden["model_raw_actions"][0], processor.prepare(deployment_request(case)))
     np.testing.assert_allclose(actions, golden["actions"], rtol=0, atol=1e-6)
 
 
 @each_case
 def test_the_policy_answers_as_openpi_does(case: Case, checkpoints: pathlib.Path) -> None:
-    golden, entry = _arrays(case), case[1]
-    policy = _policy(_write_checkpoint(checkpoints, case), case, "fp32")
+    golden, entry = deployment_arrays(case), case[1]
+    policy = _policy(write_deployment(checkpoints, case), case, "fp32")
     for noise in (golden["noise"], golden["noise"][None]):
-        reply = policy.infer(_request(case), noise=noise)
+        reply = policy.infer(deployment_request(case), noise=noise)
         assert set(entry["result_keys"]) <= set(reply)
         assert reply["actions"].dtype == np.dtype(entry["actions_dtype"])
         assert list(reply["actions"].shape) == entry["actions_shape"]
@@ -152,10 +104,10 @@ def test_the_policy_answers_as_openpi_does(case: Case, checkpoints: pathlib.Path
 
 @each_case
 def test_bfloat16_stays_within_its_bounds(case: Case, checkpoints: pathlib.Path) -> None:
-    golden = _arrays(case)
-    directory = _write_checkpoint(checkpoints, case)
+    golden = deployment_arrays(case)
+    directory = write_deployment(checkpoints, case)
     policy = _policy(directory, case, "bf16")
-    reply = policy.infer(_request(case), noise=golden["noise"])
+    reply = policy.infer(deployment_request(case), noise=golden["noise"])
     error = np.abs(reply["actions"] - golden["actions"]) / _robot_units(directory, case)
     assert error.max() <= BF16_MAX
     assert error.mean() <= BF16_MEAN
@@ -184,9 +136,9 @@ def test_a_request_leaves_no_trace(case: Case, checkpoints: pathlib.Path) -> Non
             elif isinstance(value, np.ndarray):
                 value.flags.writeable = False
 
-    request = _request(case)
+    request = deployment_request(case)
     freeze(request)
-    processor = _processor(_write_checkpoint(checkpoints, case), case)
+    processor = _processor(write_deployment(checkpoints, case), case)
     first, second = processor.prepare(request), processor.prepare(request)
     np.testing.assert_array_equal(first.state, second.state)
     np.testing.assert_array_equal(first.images, second.images)

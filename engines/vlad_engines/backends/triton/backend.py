@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import gc
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from vlad_configs.errors import ConfigError, EngineError
 from vlad_configs.models import CAMERA_SLOTS, ModelConfig
 from vlad_engines.backends.base import BackendOptions, InferenceResult
+from vlad_engines.backends.capabilities import Trace
 from vlad_engines.backends.triton.engine import CapturedEngine
 from vlad_engines.backends.triton.slot import SlotKey
 from vlad_engines.backends.triton.weights import fuse_weights
@@ -36,6 +38,8 @@ class TritonBackend:
         self._options = options
         self._device = torch.device(options.device)
         self._weights = fuse_weights(config, weights, num_steps=options.num_steps, device=self._device)
+        # The unfused weights are garbage now, three gigabytes of it at full size.
+        gc.collect()
         torch.cuda.empty_cache()
         self._buckets = prompt_buckets(config.max_token_len)
         self._engines: dict[SlotKey, CapturedEngine] = {}
@@ -61,6 +65,11 @@ class TritonBackend:
         """
         result = self._engine(self._key(inputs, noise)).run(inputs, noise)
         return [InferenceResult(actions, result.stage_seconds) for actions in result.actions]
+
+    @torch.inference_mode()
+    def trace(self, inputs: ModelInputs, noise: npt.NDArray[np.float32]) -> Trace:
+        """See `capabilities.Traceable`."""
+        return self._engine(self._key([inputs], [noise])).trace(inputs, noise)
 
     def describe(self) -> dict[str, Any]:
         """See `Backend.describe`."""

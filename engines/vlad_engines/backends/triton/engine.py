@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from vlad_configs.models import ModelConfig
+from vlad_engines.backends.capabilities import Trace
 from vlad_engines.backends.triton.slot import Slot, SlotKey
 from vlad_engines.backends.triton.stages import DenoiseStage, PrefixStage, VisionStage
-from vlad_engines.backends.triton.weights import FusedWeights
+from vlad_engines.backends.triton.weights import FusedWeights, from_pair_order
 from vlad_engines.processing.model_inputs import ModelInputs
 
 STAGES = ("vision", "prefix", "denoise")
@@ -44,13 +46,14 @@ class CapturedEngine:
             for buffer in (slot.images, slot.tokens, slot.lengths, slot.state, slot.noise)
         ]
         self._host_actions = torch.zeros_like(slot.actions, device="cpu").pin_memory()
-        self.stages: dict[str, Callable[[], None]] = {
-            "vision": VisionStage(config, weights, slot),
-            "prefix": PrefixStage(config, weights, slot),
-            "denoise": DenoiseStage(config, weights, slot),
-        }
+        self.vision = VisionStage(config, weights, slot)
+        self.prefix = PrefixStage(config, weights, slot)
+        self.denoise = DenoiseStage(config, weights, slot)
         self._graphs = self._capture()
-        self._marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(STAGES) + 1)]
+        self._marks = [
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(len(STAGES) + 1)
+        ]
 
     def run(self, inputs: Sequence[ModelInputs], noise: Sequence[npt.NDArray[np.float32]]) -> BatchResult:
         """Compute one batch; returns when the actions are in host memory.
@@ -71,6 +74,22 @@ class CapturedEngine:
         }
         return BatchResult(self._host_actions.numpy().copy(), seconds)
 
+    def trace(self, inputs: ModelInputs, noise: npt.NDArray[np.float32]) -> Trace:
+        """Run the stages of one request one by one and copy out what they hand over."""
+        self._fill([inputs], [noise])
+        self._upload()
+        self.vision()
+        vision_tokens = _host(self.slot.image_tokens[0])
+        self.prefix()
+        real = int(self.slot.lengths[0])
+        keys, values = self.slot.keys[:, :1, :real], self.slot.values[:, :1, :real]
+        return Trace(
+            vision_tokens=vision_tokens,
+            prefix_keys=_host(from_pair_order(keys)),
+            prefix_values=_host(values),
+            x_t=np.concatenate([_host(x_t) for x_t in self.denoise.path()]),
+        )
+
     def _fill(self, inputs: Sequence[ModelInputs], noise: Sequence[npt.NDArray[np.float32]]) -> None:
         images, tokens, lengths, state, noise_buffer = (host.numpy() for host, _ in self._host_inputs)
         cameras = self.key.cameras
@@ -89,21 +108,26 @@ class CapturedEngine:
 
     def _capture(self) -> list[torch.cuda.CUDAGraph]:
         """Run each stage on a side stream, so that kernels are compiled, then capture it."""
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP_RUNS):
                 self._upload()
-                for stage in STAGES:
-                    self.stages[stage]()
+                self.vision()
+                self.prefix()
+                self.denoise()
         stream.synchronize()
-        graphs = []
-        for stage in STAGES:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
-                if stage == "vision":
-                    self._upload()
-                self.stages[stage]()
-                if stage == "denoise":
-                    self._host_actions.copy_(self.slot.actions, non_blocking=True)
-            graphs.append(graph)
+        graphs = [torch.cuda.CUDAGraph() for _ in STAGES]
+        with torch.cuda.graph(graphs[0], stream=stream):
+            self._upload()
+            self.vision()
+        with torch.cuda.graph(graphs[1], stream=stream):
+            self.prefix()
+        with torch.cuda.graph(graphs[2], stream=stream):
+            self.denoise()
+            self._host_actions.copy_(self.slot.actions, non_blocking=True)
         return graphs
+
+
+def _host(tensor: Tensor) -> npt.NDArray[np.float32]:
+    array: npt.NDArray[np.float32] = tensor.float().cpu().numpy().copy()
+    return array

@@ -7,6 +7,7 @@ real prompt length from the device, so that one graph serves every prompt of its
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -171,6 +172,11 @@ class DenoiseStage:
 
     def __call__(self) -> None:
         """Enqueue."""
+        for _ in self.path():
+            pass
+
+    def path(self) -> Iterator[Tensor]:
+        """Enqueue step by step; yields the slot's actions, `[B, H, A]`, after each Euler step."""
         weights, slot, config = self._weights, self._slot, self._config
         action_in, constants = weights.action_in, weights.constants
         x_t = slot.actions.flatten(0, 1)
@@ -211,6 +217,7 @@ class DenoiseStage:
                 is_last=is_last,
                 silu=self._has_state,
             )
+            yield slot.actions
 
     def _run_layer(self, step: int, index: int) -> None:
         weights, slot, constants = self._weights, self._slot, self._weights.constants

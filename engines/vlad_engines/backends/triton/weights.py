@@ -228,7 +228,8 @@ def _pair_order(weight: Tensor, head_dim: int) -> Tensor:
 
 def from_pair_order(heads: Tensor) -> Tensor:
     """Undo the reordering on the last axis of `[..., head_dim]`."""
-    return heads.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    pairs = heads.view(*heads.shape[:-1], -1, 2)
+    return pairs.transpose(-1, -2).flatten(-2)
 
 
 def _merged_qkv(layer: GemmaLayer, head_dim: int, *, keys_only: bool = False) -> Tensor:

@@ -19,11 +19,16 @@ from torch import Tensor
 from vlad_engines.backends.triton.kernels.activations import gelu_tanh
 from vlad_engines.backends.triton.kernels.dependency import LAUNCH, prefetch_rows, wait_for_predecessor
 from vlad_engines.backends.triton.kernels.norms import EPSILON
-from vlad_engines.backends.triton.kernels.tiling import padded_rows, power_of_two_divisor
+from vlad_engines.backends.triton.kernels.tiling import (
+    padded_rows,
+    power_of_two_divisor,
+    stages_in_flight,
+)
 
 MAX_TILE_ROWS = 128
 TILE_COLUMNS = 64
 """Weight rows of a tile: the height of a Hopper matrix instruction."""
+TILE_DEPTH = 128
 SPLIT_DEPTH = 512
 """Depth of one split: short enough for the expert's two projections to occupy an H200."""
 
@@ -235,7 +240,7 @@ def norm_qkv(
     heads, head_dim = queries.shape[1:]
     parts = residual.squares.shape[0]
     block_rows = min(padded_rows(rows), MAX_TILE_ROWS)
-    block_columns = tile_columns(head_dim)
+    block_columns, block_width = tile_columns(head_dim), power_of_two_divisor(width, TILE_DEPTH)
     _norm_qkv[(weight.shape[0] // block_columns, triton.cdiv(rows, block_rows))](
         residual.scaled,
         residual.squares,
@@ -258,10 +263,10 @@ def norm_qkv(
         PARTS_BLOCK=triton.next_power_of_2(parts),
         BLOCK_ROWS=block_rows,
         BLOCK_COLUMNS=block_columns,
-        BLOCK_WIDTH=power_of_two_divisor(width, 128),
+        BLOCK_WIDTH=block_width,
         EPS=EPSILON,
         num_warps=4,
-        num_stages=4,
+        num_stages=stages_in_flight((block_columns + block_rows) * block_width * weight.element_size()),
         **LAUNCH,
     )
 
@@ -328,7 +333,7 @@ def norm_geglu(residual: Residual, weight: Tensor, shift: Tensor, out: Tensor) -
     hidden = out.shape[1]
     parts = residual.squares.shape[0]
     block_rows = min(padded_rows(rows), MAX_TILE_ROWS)
-    block_columns = tile_columns(2 * hidden)
+    block_columns, block_width = tile_columns(2 * hidden), power_of_two_divisor(width, TILE_DEPTH)
     _norm_geglu[(2 * hidden // block_columns, triton.cdiv(rows, block_rows))](
         residual.scaled,
         residual.squares,
@@ -342,10 +347,10 @@ def norm_geglu(residual: Residual, weight: Tensor, shift: Tensor, out: Tensor) -
         PARTS_BLOCK=triton.next_power_of_2(parts),
         BLOCK_ROWS=block_rows,
         BLOCK_COLUMNS=block_columns,
-        BLOCK_WIDTH=power_of_two_divisor(width, 128),
+        BLOCK_WIDTH=block_width,
         EPS=EPSILON,
         num_warps=4,
-        num_stages=4,
+        num_stages=stages_in_flight((block_columns + block_rows) * block_width * weight.element_size()),
         **LAUNCH,
     )
 
@@ -444,6 +449,7 @@ class GatedProjection:
             next_scale: `[width]` float32, 1 + s of the norm that comes next.
         """
         rows, depth = inputs.shape
+        block_depth = power_of_two_divisor(depth // self._splits, TILE_DEPTH)
         _gated_projection[self._grid](
             inputs,
             weight,
@@ -460,8 +466,10 @@ class GatedProjection:
             SPLITS=self._splits,
             BLOCK_ROWS=self._block_rows,
             BLOCK_COLUMNS=self._block_columns,
-            BLOCK_DEPTH=power_of_two_divisor(depth // self._splits, 128),
+            BLOCK_DEPTH=block_depth,
             num_warps=4,
-            num_stages=4,
+            num_stages=stages_in_flight(
+                (self._block_columns + self._block_rows) * block_depth * weight.element_size()
+            ),
             **LAUNCH,
         )

@@ -107,7 +107,6 @@ class SuffixAttention:
     """
 
     BLOCK_ROWS = 16
-    BLOCK_KEYS = 64
     NUM_WARPS = 8
 
     def __init__(
@@ -123,8 +122,10 @@ class SuffixAttention:
     ) -> None:
         self._prefix, self._suffix, self._has_state = prefix, suffix, has_state
         self._block_rows = self.BLOCK_ROWS
+        # Few rows need many splits to fill the GPU; many rows fill it, and then combining costs more.
+        self._block_keys = 64 if samples * suffix * heads <= 256 else 128
         self._blocks = triton.cdiv(suffix * heads, self._block_rows)
-        self._splits = triton.cdiv(prefix + suffix, self.BLOCK_KEYS)
+        self._splits = triton.cdiv(prefix + suffix, self._block_keys)
         parts = samples * self._blocks * self._splits
         self._partial = torch.empty(parts * self._block_rows * head_dim, device=device)
         self._statistics = torch.empty(parts * 2 * self._block_rows, device=device)
@@ -162,7 +163,7 @@ class SuffixAttention:
             HEAD_DIM=head_dim,
             HAS_STATE=self._has_state,
             BLOCK_ROWS=self._block_rows,
-            BLOCK_KEYS=self.BLOCK_KEYS,
+            BLOCK_KEYS=self._block_keys,
             SPLITS=self._splits,
             SPLITS_BLOCK=triton.next_power_of_2(self._splits),
             SCALE=head_dim**-0.5,

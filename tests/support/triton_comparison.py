@@ -1,0 +1,113 @@
+"""Runs the Triton stages in the interpreter beside the reference and prints how far they are apart.
+
+`python -m tests.support.triton_comparison FAMILY [MISTAKE]` with TRITON_INTERPRET=1. Two samples with
+prompts of different length share a batch, so that the masks matter. MISTAKE breaks one thing on purpose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import torch
+
+from vlad_configs.models import Family, GemmaConfig, ModelConfig, SiglipConfig
+from vlad_engines.backends.triton.slot import Slot, SlotKey
+from vlad_engines.backends.triton.stages import DenoiseStage, PrefixStage, VisionStage
+from vlad_engines.backends.triton.weights import FusedWeights, from_pair_order, fuse_weights
+from vlad_engines.model import openpi_names
+from vlad_engines.model.observation import Observation
+from vlad_engines.model.pi0 import Pi0
+
+STEPS = 2
+CAMERAS = 1
+BUCKET = 8
+PROMPTS = (8, 5)
+
+
+def small_config(family: Family) -> ModelConfig:
+    """A network of a few thousand parameters with 4 tokens an image."""
+    return ModelConfig(
+        family,
+        siglip=SiglipConfig(64, 1, 80, 4, image_size=28),
+        vlm=GemmaConfig(64, 2, 96, 4, 1, 16),
+        expert=GemmaConfig(48, 2, 64, 4, 1, 16),
+        vocab_size=64,
+        action_dim=14,
+        action_horizon=3,
+        max_token_len=16,
+    )
+
+
+def random_weights(config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Weights under which every part of the network matters."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, shape in openpi_names.expected_tensors(config).items():
+        fan_in = max(1, int(torch.tensor(shape[1:]).prod()))
+        scale = 0.1 if len(shape) == 1 else fan_in**-0.5
+        is_layer_norm = len(shape) == 1 and name.endswith("weight") and "layer_norm" in name
+        weights[name] = torch.randn(shape, generator=generator) * scale + float(is_layer_norm)
+    return weights
+
+
+def break_on_purpose(mistake: str, weights: FusedWeights) -> FusedWeights:
+    """The weights with one mistake."""
+    if mistake == "position":
+        return dataclasses.replace(weights, rope_cos=weights.rope_cos.roll(1, dims=0))
+    assert mistake == "gate", mistake
+    constants = dataclasses.replace(weights.constants, gate=torch.ones_like(weights.constants.gate))
+    return dataclasses.replace(weights, constants=constants)
+
+
+@torch.inference_mode()
+def main(family: Family, mistake: str) -> None:
+    config = small_config(family)
+    weights = random_weights(config)
+    device = torch.device("cpu")
+    fused = fuse_weights(config, weights, num_steps=STEPS, device=device, precision="fp32")
+    slot = Slot(config, SlotKey(len(PROMPTS), CAMERAS, BUCKET), torch.float32, device)
+    generator = torch.Generator().manual_seed(1)
+    slot.images.copy_(torch.randint(256, slot.images.shape, generator=generator, dtype=torch.uint8))
+    slot.tokens.copy_(torch.randint(config.vocab_size, slot.tokens.shape, generator=generator))
+    slot.state.copy_(torch.randn(slot.state.shape, generator=generator))
+    slot.noise.copy_(torch.randn(slot.noise.shape, generator=generator))
+    image_rows = CAMERAS * config.siglip.num_tokens
+    lengths = [image_rows + prompt for prompt in PROMPTS]
+    slot.lengths.copy_(torch.tensor(lengths))
+    pixels = (slot.images.float() / 255 * 2 - 1).permute(0, 3, 1, 2)
+    observation = Observation(pixels, (CAMERAS,) * len(PROMPTS), slot.tokens, PROMPTS, slot.state)
+    reference = Pi0.from_openpi_weights(config, weights)
+    prefix = reference.embed_prefix(observation)
+    cache = reference.compute_prefix_kv_cache(prefix)
+    expected = reference.sample_actions(observation, slot.noise.clone(), STEPS)
+
+    if mistake:
+        fused = break_on_purpose(mistake, fused)
+    VisionStage(config, fused, slot)()
+    vision_tokens = slot.image_tokens.clone()
+    PrefixStage(config, fused, slot)()
+    DenoiseStage(config, fused, slot)()
+
+    def cache_difference(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+        return max(
+            float((mine[:, sample, :length] - theirs[:, sample, 0, :length]).abs().max())
+            for sample, length in enumerate(lengths)
+        )
+
+    print(
+        json.dumps(
+            {
+                "vision_tokens": float((vision_tokens - prefix.embeddings[:, :image_rows]).abs().max()),
+                "prefix_keys": cache_difference(from_pair_order(slot.keys), cache.keys),
+                "prefix_values": cache_difference(slot.values, cache.values),
+                "actions": float((slot.actions - expected).abs().max()),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    chosen: Family = "pi0" if sys.argv[1] == "pi0" else "pi05"
+    main(chosen, sys.argv[2] if len(sys.argv) > 2 else "")
