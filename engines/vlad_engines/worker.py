@@ -22,6 +22,11 @@ from vlad_engines import worker_protocol as protocol
 
 logger = logging.getLogger("vlad.worker")
 
+MAX_REASON_BYTES = protocol.MAX_PACKET_BYTES - 1024
+"""Of a start that failed; a checkpoint with a thousand odd tensors can have more to say."""
+
+_CUT_MARK = "\n[... too long to show in full]"
+
 ReportProgress = Callable[[str, float], None]
 
 
@@ -67,11 +72,11 @@ def serve(make_policy: PolicyFactory, arguments: list[str]) -> int:
     try:
         policy = make_policy(configure.options, report)
     except VladError as error:
-        _send(link, protocol.StartFailed(str(error)))
+        _send(link, protocol.StartFailed(_at_most(MAX_REASON_BYTES, str(error))))
         return 1
     except Exception as error:
         logger.exception("the policy could not be built")
-        _send(link, protocol.StartFailed(f"{type(error).__name__}: {error}"))
+        _send(link, protocol.StartFailed(_at_most(MAX_REASON_BYTES, f"{type(error).__name__}: {error}")))
         return 1
     _send(link, protocol.Ready(dict(policy.metadata)))
     while (message := _receive(link)) is not None:
@@ -91,11 +96,16 @@ def _answer(policy: Policy, slots: protocol.SharedSlots, request: protocol.Infer
     except ObservationError as error:
         return protocol.Refused(request.request_id, error.key, error.expected, error.received)
     except EngineError as error:
-        return protocol.Failed(request.request_id, str(error), "")
+        return protocol.Failed(request.request_id, _at_most(4096, str(error)), "")
     except Exception as error:
-        return protocol.Failed(
-            request.request_id, f"{type(error).__name__}: {error}"[:4096], traceback.format_exc()[-32768:]
-        )
+        reason = _at_most(4096, f"{type(error).__name__}: {error}")
+        return protocol.Failed(request.request_id, reason, traceback.format_exc()[-32768:])
+
+
+def _at_most(limit: int, text: str) -> str:
+    """The text cut to `limit` bytes of UTF-8, and a mark where something is gone."""
+    encoded = text.encode(errors="replace")
+    return encoded[:limit].decode(errors="ignore") + _CUT_MARK * (len(encoded) > limit)
 
 
 def _send(link: socket.socket, message: protocol.Message) -> None:

@@ -14,6 +14,7 @@ from websockets.http11 import Request, Response
 from vlad_configs.serving import ServeConfig
 from vlad_server import health
 from vlad_server.metrics import ServerMetrics
+from vlad_server.policy_connection import PolicyConnection
 from vlad_server.readiness import Readiness
 from vlad_server.recorder import Recorder
 from vlad_server.session import Session
@@ -70,6 +71,7 @@ class Gateway:
             self._config.host,
             self._config.port,
             process_request=self._process_request,
+            create_connection=PolicyConnection,
             compression=None,
             server_header=None,
             open_timeout=OPEN_TIMEOUT_S,
@@ -125,13 +127,16 @@ class Gateway:
 
     def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer plain HTTP and turn away those who may not connect; None lets the handshake go on."""
+        assert isinstance(connection, PolicyConnection)
         probe = health.answer(request.path, self._readiness, self._pulse)
         if probe is not None:
-            return connection.respond(*probe)
-        if "upgrade" not in "".join(request.headers.get_all("Connection")).lower():
-            return connection.respond(
-                HTTPStatus.UPGRADE_REQUIRED,
-                "this is a websocket endpoint; see also /healthz, /readyz, /livez\n",
+            return connection.without_body(connection.respond(*probe))
+        if connection.is_head or "upgrade" not in "".join(request.headers.get_all("Connection")).lower():
+            return connection.without_body(
+                connection.respond(
+                    HTTPStatus.UPGRADE_REQUIRED,
+                    "this is a websocket endpoint; see also /healthz, /readyz, /livez\n",
+                )
             )
         if self._readiness.is_draining:
             self._metrics.connection_attempts["draining"].inc()

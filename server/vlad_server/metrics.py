@@ -34,7 +34,7 @@ STAGE_BUCKETS = (
 )
 LAG_BUCKETS = (0.001, 0.002, 0.005, 0.010, 0.020, 0.050, 0.100, 0.500)
 
-OUTCOMES = ("ok", "invalid", "engine_error", "worker_lost", "cancelled", "draining")
+OUTCOMES = ("ok", "invalid", "engine_error", "worker_lost", "cancelled")
 STAGES = ("decode", "preprocess", "vision", "prefix", "denoise", "postprocess", "encode", "send")
 STATES = ("starting", "loading", "ready", "restarting", "draining", "failed")
 CLOSE_CODES = ("1000", "1001", "1003", "1006", "1007", "1008", "1009", "1011", "1012", "1013", "other")

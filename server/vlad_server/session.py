@@ -119,7 +119,11 @@ class Session:
         except EngineError as error:
             self._metrics.requests["engine_error"].inc()
             return await self._report(error, close=not self._config.keep_connection_on_error)
-        await self._answer(observation, reply, started, decoded)
+        try:
+            await self._answer(observation, reply, started, decoded)
+        except (ConnectionClosed, asyncio.TimeoutError):
+            self._metrics.requests["cancelled"].inc()
+            raise
         self._previous_total_ms = 1e3 * (time.perf_counter() - cycle_started)
         return not self._readiness.is_draining
 

@@ -1,34 +1,14 @@
 from __future__ import annotations
 
-import json
-import pathlib
 from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
 
+from tests.support.wire_values import WIRE_HEX, WIRE_VALUES
 from vlad_client import msgpack_numpy
 from vlad_client.errors import WireError
-
-GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "serving" / "golden_vectors.json"
-WIRE_HEX: dict[str, str] = json.loads(GOLDEN.read_text())["wire_hex"]
-
-VALUES: dict[str, Any] = {
-    "f32_2": np.array([1, 2], np.float32),
-    "np.float32": np.float32(1.5),
-    "np.float64": np.float64(1.5),
-    "np.int64": np.int64(3),
-    "np.bool_": np.bool_(True),
-    "0d_f8": np.array(1.0),
-    "0d_str": np.array("do it"),
-    "empty_dict": {},
-    "reply": {
-        "actions": np.arange(6, dtype=np.float64).reshape(2, 3),
-        "policy_timing": {"infer_ms": 1.5},
-        "server_timing": {"infer_ms": 2.5, "prev_total_ms": 3.5},
-    },
-}
 
 
 def _marker(**changes: Any) -> bytes:
@@ -38,21 +18,21 @@ def _marker(**changes: Any) -> bytes:
 
 
 def test_every_golden_sample_is_covered() -> None:
-    assert VALUES.keys() == WIRE_HEX.keys()
+    assert WIRE_VALUES.keys() == WIRE_HEX.keys()
 
 
 @pytest.mark.parametrize("name", WIRE_HEX)
 def test_encoding_gives_the_bytes_of_openpi(name: str) -> None:
-    assert msgpack_numpy.packb(VALUES[name]).hex() == WIRE_HEX[name]
+    assert msgpack_numpy.packb(WIRE_VALUES[name]).hex() == WIRE_HEX[name]
 
 
 @pytest.mark.parametrize("name", WIRE_HEX)
 def test_decoding_gives_back_what_openpi_encoded(name: str) -> None:
     decoded = msgpack_numpy.unpackb(bytes.fromhex(WIRE_HEX[name]))
-    np.testing.assert_equal(decoded, VALUES[name])
-    if isinstance(VALUES[name], (np.ndarray, np.generic)) and name != "np.float64":
-        assert decoded.dtype == VALUES[name].dtype
-        assert decoded.shape == VALUES[name].shape
+    np.testing.assert_equal(decoded, WIRE_VALUES[name])
+    if isinstance(WIRE_VALUES[name], (np.ndarray, np.generic)) and name != "np.float64":
+        assert decoded.dtype == WIRE_VALUES[name].dtype
+        assert decoded.shape == WIRE_VALUES[name].shape
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,21 @@ def test_health_paths_answer_on_both_ports_and_to_head() -> None:
             for path in ("/healthz", "/livez", "/readyz", "/healthz?x=1"):
                 assert daemon.http(path, metrics=metrics) == (200, "OK\n")
                 assert daemon.http(path, metrics=metrics, method="HEAD") == (200, "")
+        assert _raw_answer(daemon.port, b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n").endswith(b"\r\n\r\n")
+        upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+        key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        assert _raw_answer(
+            daemon.port, b"HEAD / HTTP/1.1\r\nHost: x\r\n" + upgrade + key + b"\r\n"
+        ).startswith(b"HTTP/1.1 426 ")
         assert daemon.http("/")[0] == 426
         assert daemon.http("/nowhere", metrics=True)[0] == 404
         assert daemon.http("/metrics")[0] == 426
+
+
+def _raw_answer(port: int, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def test_port_probes_leave_no_traceback_in_the_log() -> None:
@@ -133,6 +145,7 @@ def test_a_client_that_never_reads_loses_its_connection_and_nobody_else_notices(
                 assert time.perf_counter() - sent < 2
                 time.sleep(0.1)
             assert daemon.metric("vlad_send_timeouts_total") == 1
+            assert daemon.metric("vlad_requests_total", outcome="cancelled") == 1
             deaf.close_socket()
             flooding.result(30)
         assert daemon.http("/healthz")[0] == 200

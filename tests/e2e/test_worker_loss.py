@@ -89,6 +89,13 @@ def test_a_worker_that_cannot_start_ends_the_daemon_with_its_reason() -> None:
         assert "Traceback" not in daemon.log()
 
 
+def test_a_reason_of_any_length_is_told() -> None:
+    with start_scripted_daemon(fail="no such tensor: æ" * 100, fail_lines=2000, listening=False) as daemon:
+        assert daemon.process.wait(20) == 2
+        assert daemon.log().count("serve_policy: no such tensor: æ") == 1
+        assert daemon.log().endswith("\n[... too long to show in full]\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_worker_never_outlives_the_server(number: signal.Signals) -> None:
     with start_scripted_daemon() as daemon:

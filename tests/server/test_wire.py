@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
 import subprocess
 import sys
 import time
@@ -17,30 +15,13 @@ import pytest
 from hypothesis import strategies
 
 from tests.support.libero import libero_observation
+from tests.support.wire_values import WIRE_HEX, WIRE_VALUES
 from vlad_server import wire
 
-GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden/serving/golden_vectors.json").read_text())
 
-WIRE_VALUES = {
-    "f32_2": np.array([1, 2], np.float32),
-    "np.float32": np.float32(1.5),
-    "np.float64": np.float64(1.5),
-    "np.int64": np.int64(3),
-    "np.bool_": np.bool_(True),
-    "0d_f8": np.array(1.0),
-    "0d_str": np.array("do it"),
-    "empty_dict": {},
-    "reply": {
-        "actions": np.arange(6, dtype=np.float64).reshape(2, 3),
-        "policy_timing": {"infer_ms": 1.5},
-        "server_timing": {"infer_ms": 2.5, "prev_total_ms": 3.5},
-    },
-}
-
-
-@pytest.mark.parametrize("name", sorted(GOLDEN["wire_hex"]))
+@pytest.mark.parametrize("name", WIRE_HEX)
 def test_encoding_matches_openpi_byte_for_byte(name: str) -> None:
-    assert wire.encode(WIRE_VALUES[name]).hex() == GOLDEN["wire_hex"][name]
+    assert wire.encode(WIRE_VALUES[name]).hex() == WIRE_HEX[name]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import msgpack
 import numpy as np
 from websockets.sync.client import ClientConnection, connect
+
+_LEGACY = {"legacy": True} if "legacy" in inspect.signature(connect).parameters else {}
+"""websockets 17.1 and newer warn of connect() outside a with-block unless told."""
 
 
 def pack(value: Any) -> bytes:
@@ -76,6 +80,5 @@ def connect_robot(port: int, *, timeout_s: float = 60.0, path: str = "", **optio
 
 def open_connection(port: int, *, path: str = "", **options: Any) -> ClientConnection:
     """A websocket as openpi's client opens it; nothing is read yet."""
-    # legacy: since websockets 17.1, connect() outside a with-block says so in a warning.
-    options = {"compression": None, "max_size": None, "proxy": None, "legacy": True, **options}
+    options = {"compression": None, "max_size": None, "proxy": None, **_LEGACY, **options}
     return connect(f"ws://127.0.0.1:{port}{path}", **options)

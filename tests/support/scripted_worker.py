@@ -1,7 +1,7 @@
 """An engine worker whose policy is a script: instant or slow, healthy or not, on command.
 
 Started like the real worker. The checkpoint option is a JSON object:
-`start_s` seconds to become ready, `fail` a reason not to start, `die` to crash instead,
+`start_s` seconds to become ready, `fail` a reason not to start (`fail_lines` times), `die` to crash instead,
 `infer_s` seconds per request, `horizon` actions in a chunk.
 A request's prompt may command more: `die`, `raise`, `bug`, `nan`, `refuse`, `sleep <seconds>`.
 The chunk is a pure function of the state, so that a mixed-up reply shows.
@@ -42,7 +42,7 @@ class ScriptedPolicy:
         self._default_prompt = options["default_prompt"]
         report("reading the script", 0.5)
         if "fail" in self._script:
-            raise ConfigError(self._script["fail"])
+            raise ConfigError("\n".join([self._script["fail"]] * self._script.get("fail_lines", 1)))
         if "die" in self._script:
             os.kill(os.getpid(), signal.SIGKILL)
         _busy(self._script.get("start_s", 0.0))

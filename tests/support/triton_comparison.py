@@ -16,6 +16,7 @@ from vlad_configs.models import Family, GemmaConfig, ModelConfig, SiglipConfig
 from vlad_engines.backends.triton.slot import Slot, SlotKey
 from vlad_engines.backends.triton.stages import DenoiseStage, PrefixStage, VisionStage
 from vlad_engines.backends.triton.weights import FusedWeights, from_pair_order, fuse_weights
+from vlad_engines.backends.triton.workspace import Workspace
 from vlad_engines.model import openpi_names
 from vlad_engines.model.observation import Observation
 from vlad_engines.model.pi0 import Pi0
@@ -67,7 +68,8 @@ def main(family: Family, mistake: str) -> None:
     weights = random_weights(config)
     device = torch.device("cpu")
     fused = fuse_weights(config, weights, num_steps=STEPS, device=device, precision="fp32")
-    slot = Slot(config, SlotKey(len(PROMPTS), CAMERAS, BUCKET), torch.float32, device)
+    workspace = Workspace(device)
+    slot = Slot(config, SlotKey(len(PROMPTS), CAMERAS, BUCKET), torch.float32, workspace)
     generator = torch.Generator().manual_seed(1)
     slot.images.copy_(torch.randint(256, slot.images.shape, generator=generator, dtype=torch.uint8))
     slot.tokens.copy_(torch.randint(config.vocab_size, slot.tokens.shape, generator=generator))
@@ -85,10 +87,10 @@ def main(family: Family, mistake: str) -> None:
 
     if mistake:
         fused = break_on_purpose(mistake, fused)
-    VisionStage(config, fused, slot)()
+    VisionStage(config, fused, slot, workspace)()
     vision_tokens = slot.image_tokens.clone()
-    PrefixStage(config, fused, slot)()
-    DenoiseStage(config, fused, slot)()
+    PrefixStage(config, fused, slot, workspace)()
+    DenoiseStage(config, fused, slot, workspace)()
 
     def cache_difference(mine: torch.Tensor, theirs: torch.Tensor) -> float:
         return max(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import pathlib
 import re
 import subprocess
@@ -123,8 +124,12 @@ def unpack(message: str | bytes) -> Any:
 
 def _connect(port: int) -> ClientConnection:
     address = f"ws://127.0.0.1:{port}"
-    # legacy: since websockets 17.1, connect() outside a with-block says so in a warning.
-    return connect(address, compression=None, max_size=None, proxy=None, ping_interval=None, legacy=True)
+    options: dict[str, Any] = {"compression": None, "max_size": None, "proxy": None, "ping_interval": None}
+    # websockets 17.1 and newer warn of connect() outside a with-block unless told; 16 knows no such option.
+    if "legacy" in inspect.signature(connect).parameters:
+        options["legacy"] = True
+    connection: ClientConnection = connect(address, **options)
+    return connection
 
 
 def _wait_for_port(process: subprocess.Popen[bytes], log: pathlib.Path) -> int:

@@ -19,12 +19,15 @@ from vlad_configs.errors import VladError
 from vlad_engines.checkpoint.accounting import account_for_tensors
 from vlad_engines.checkpoint.contract import contract_warnings, derive_contract
 from vlad_engines.checkpoint.contract_openpi import NamedConfig
-from vlad_engines.checkpoint.detect import CheckpointFiles, open_checkpoint
-from vlad_engines.checkpoint.norm_stats import load_norm_stats, stats_warnings
-from vlad_engines.checkpoint.policy_checkpoint import checkpoint_directory
+from vlad_engines.checkpoint.detect import CheckpointFiles
+from vlad_engines.checkpoint.norm_stats import stats_warnings
+from vlad_engines.checkpoint.policy_checkpoint import (
+    checkpoint_files,
+    checkpoint_norm_stats,
+    checkpoint_tokenizer,
+)
 from vlad_engines.checkpoint.report import format_report
 from vlad_engines.checkpoint.tensor_names import TensorNames, resolve_names
-from vlad_engines.checkpoint.tokenizer_file import find_tokenizer
 from vlad_engines.processing.normalization import FeatureStats, NormStats
 from vlad_engines.processing.tokenizer import SentencePieceTokenizer
 
@@ -36,7 +39,7 @@ class Args:
     """Show the contract of a checkpoint, where each part of it comes from, and what is wrong with it."""
 
     path: Annotated[str, tyro.conf.Positional]
-    """Checkpoint directory, openpi PyTorch or LeRobot; or `demo`."""
+    """Checkpoint directory, openpi PyTorch or LeRobot; or `demo`, or `random:pi05` and its kin."""
     env: str | None = None
     """Robot: LIBERO, DROID, ALOHA or ALOHA_SIM; the configuration's, or else LIBERO, where not given."""
     config: str | None = None
@@ -65,14 +68,14 @@ def inspect_checkpoint(args: Args) -> dict[str, Any]:
             return None
 
     report: dict[str, Any] = {"checkpoint": args.path, "problems": problems, "warnings": []}
-    files = attempt(lambda: open_checkpoint(checkpoint_directory(args.path)))
+    files = attempt(lambda: checkpoint_files(args.path, args.env, args.config))
     if files is None:
         return report
     names = resolve_names(files)
     report["files"] = _files(files, names)
     report["warnings"] += contract_warnings(files)
     derived = attempt(lambda: derive_contract(files, names, args.env, args.config))
-    tokenizer = attempt(lambda: find_tokenizer(files.path, args.tokenizer))
+    tokenizer = attempt(lambda: checkpoint_tokenizer(files, args.tokenizer))
     report["tokenizer"] = None if tokenizer is None else str(tokenizer)
     if derived is None:
         return report
@@ -82,7 +85,7 @@ def inspect_checkpoint(args: Args) -> dict[str, Any]:
     if tokenizer is not None:
         attempt(lambda: SentencePieceTokenizer(tokenizer, contract.model.vocab_size))
     asset_id = None if named is None else named.config.asset_id
-    loaded = attempt(lambda: load_norm_stats(files, contract, asset_id, args.norm_stats))
+    loaded = attempt(lambda: checkpoint_norm_stats(files, contract, asset_id, args.norm_stats))
     if loaded is not None:
         report["norm_stats"] = _norm_stats(*loaded)
         report["warnings"] += stats_warnings(contract, loaded[0])

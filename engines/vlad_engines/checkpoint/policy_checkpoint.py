@@ -56,23 +56,12 @@ def open_policy_checkpoint(
         CheckpointError: says what is missing or odd.
         ConfigError: for unknown or contradictory names of environment and configuration.
     """
-    in_memory = is_random(checkpoint)
-    if in_memory:
-        files = random_files(str(checkpoint), environment or DEFAULT_ENVIRONMENT, config)
-    else:
-        files = open_checkpoint(checkpoint_directory(checkpoint))
+    files = checkpoint_files(checkpoint, environment, config)
     names = resolve_names(files)
     contract, named = derive_contract(files, names, environment, config)
     account_for_tensors(files, names, contract.model)
     asset_id = None if named is None else named.config.asset_id
-    if in_memory and norm_stats is None:
-        stats, source = random_norm_stats(contract.environment), "made up for random weights"
-    else:
-        stats, source = load_norm_stats(files, contract, asset_id, norm_stats)
-    if in_memory and tokenizer is None:
-        tokenizer_file = packaged_tokenizer()
-    else:
-        tokenizer_file = find_tokenizer(files.path, tokenizer)
+    stats, source = checkpoint_norm_stats(files, contract, asset_id, norm_stats)
     return PolicyCheckpoint(
         files=files,
         names=names,
@@ -80,11 +69,38 @@ def open_policy_checkpoint(
         openpi_config=None if named is None else named.name,
         norm_stats=stats,
         norm_stats_source=source,
-        tokenizer=tokenizer_file,
+        tokenizer=checkpoint_tokenizer(files, tokenizer),
         warnings=(*contract_warnings(files), *stats_warnings(contract, stats)),
     )
 
 
-def checkpoint_directory(checkpoint: str | pathlib.Path) -> pathlib.Path:
-    """The directory that a name stands for; `demo` is built where it does not exist yet."""
-    return demo_checkpoint() if checkpoint == DEMO else pathlib.Path(checkpoint).expanduser()
+def checkpoint_files(
+    checkpoint: str | pathlib.Path, environment: str | None = None, config: str | None = None
+) -> CheckpointFiles:
+    """What a name stands for: a directory, `demo` (built where it does not exist yet) or a `random:` model.
+
+    Args:
+        environment, config: as for `open_policy_checkpoint`; they give `random:` models their robot.
+
+    Raises:
+        CheckpointError, ConfigError: as `open_policy_checkpoint` does.
+    """
+    if is_random(checkpoint):
+        return random_files(str(checkpoint), environment or DEFAULT_ENVIRONMENT, config)
+    return open_checkpoint(demo_checkpoint() if checkpoint == DEMO else pathlib.Path(checkpoint).expanduser())
+
+
+def checkpoint_norm_stats(
+    files: CheckpointFiles, contract: Contract, asset_id: str | None, override: str | None
+) -> tuple[NormStats, str]:
+    """As `load_norm_stats`; for a `random:` model made up, unless a file is named."""
+    if is_random(files.path) and override is None:
+        return random_norm_stats(contract.environment), "made up for random weights"
+    return load_norm_stats(files, contract, asset_id, override)
+
+
+def checkpoint_tokenizer(files: CheckpointFiles, override: str | None) -> pathlib.Path:
+    """As `find_tokenizer`; for a `random:` model the demo's, unless a file is named."""
+    if is_random(files.path) and override is None:
+        return packaged_tokenizer()
+    return find_tokenizer(files.path, override)

@@ -79,6 +79,22 @@ def test_a_wrong_environment_is_told(tmp_path: pathlib.Path, capsys: pytest.Capt
     assert "DROID contradicts 'pi05_libero'" in text
 
 
+def test_a_random_model_is_told_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = run(capsys, "random:pi05", "--env", "DROID")
+    assert code == 0
+    for line in (
+        "weights    random",
+        "parameters 3,",
+        "config               pi05_droid",
+        "norm stats  made up for random weights",
+        "the weights are random",
+    ):
+        assert line in text
+    code, text = run(capsys, "random:pi06")
+    assert code == 1
+    assert "unknown random model 'pi06': expected one of pi05, pi0" in text
+
+
 def test_the_demo_is_inspected_without_torch_and_says_random(tmp_path: pathlib.Path) -> None:
     program = (
         "import sys\n"

@@ -21,6 +21,7 @@ from vlad_engines.backends.capabilities import Trace
 from vlad_engines.backends.triton.engine import CapturedEngine
 from vlad_engines.backends.triton.slot import SlotKey
 from vlad_engines.backends.triton.weights import fuse_weights
+from vlad_engines.backends.triton.workspace import Workspace
 from vlad_engines.processing.model_inputs import ModelInputs
 
 
@@ -42,6 +43,7 @@ class TritonBackend:
         gc.collect()
         torch.cuda.empty_cache()
         self._buckets = prompt_buckets(config.max_token_len)
+        self._workspace = Workspace(self._device)
         self._engines: dict[SlotKey, CapturedEngine] = {}
 
     def warm_up(self, progress: Callable[[str, float], None]) -> None:
@@ -84,22 +86,23 @@ class TritonBackend:
     def close(self) -> None:
         """See `Backend.close`."""
         self._engines.clear()
-        del self._weights
+        del self._weights, self._workspace
         torch.cuda.empty_cache()
 
     def _keys(self) -> list[SlotKey]:
+        """All keys, those that need most memory first; see `Workspace`."""
         return [
             SlotKey(batch, cameras, bucket)
-            for batch in self._options.batch_sizes
-            for cameras in self._options.camera_counts
-            for bucket in self._buckets
+            for batch in sorted(self._options.batch_sizes, reverse=True)
+            for cameras in sorted(self._options.camera_counts, reverse=True)
+            for bucket in sorted(self._buckets, reverse=True)
         ]
 
     @torch.inference_mode()
     def _engine(self, key: SlotKey) -> CapturedEngine:
         if key not in self._engines:
             with torch.cuda.device(self._device):
-                self._engines[key] = CapturedEngine(self._config, self._weights, key, self._device)
+                self._engines[key] = CapturedEngine(self._config, self._weights, key, self._workspace)
         return self._engines[key]
 
     def _key(self, inputs: Sequence[ModelInputs], noise: Sequence[npt.NDArray[np.float32]]) -> SlotKey:

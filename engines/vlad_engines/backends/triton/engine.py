@@ -16,6 +16,7 @@ from vlad_engines.backends.capabilities import Trace
 from vlad_engines.backends.triton.slot import Slot, SlotKey
 from vlad_engines.backends.triton.stages import DenoiseStage, PrefixStage, VisionStage
 from vlad_engines.backends.triton.weights import FusedWeights, from_pair_order
+from vlad_engines.backends.triton.workspace import Workspace
 from vlad_engines.processing.model_inputs import ModelInputs
 
 STAGES = ("vision", "prefix", "denoise")
@@ -35,20 +36,22 @@ class CapturedEngine:
     """One graph per stage over one slot. The uploads belong to vision, the download to denoise."""
 
     def __init__(
-        self, config: ModelConfig, weights: FusedWeights, key: SlotKey, device: torch.device
+        self, config: ModelConfig, weights: FusedWeights, key: SlotKey, workspace: Workspace
     ) -> None:
         self.key = key
         self._image_tokens = key.cameras * config.siglip.num_tokens
-        slot = Slot(config, key, weights.token_embedding.dtype, device)
+        slot = Slot(config, key, weights.token_embedding.dtype, workspace)
         self.slot = slot
         self._host_inputs = [
             (torch.zeros_like(buffer, device="cpu").pin_memory(), buffer)
             for buffer in (slot.images, slot.tokens, slot.lengths, slot.state, slot.noise)
         ]
+        # Warm-up runs before the first request; a sample without any token would divide by zero.
+        self._host_inputs[2][0].fill_(slot.prefix)
         self._host_actions = torch.zeros_like(slot.actions, device="cpu").pin_memory()
-        self.vision = VisionStage(config, weights, slot)
-        self.prefix = PrefixStage(config, weights, slot)
-        self.denoise = DenoiseStage(config, weights, slot)
+        self.vision = VisionStage(config, weights, slot, workspace)
+        self.prefix = PrefixStage(config, weights, slot, workspace)
+        self.denoise = DenoiseStage(config, weights, slot, workspace)
         self._graphs = self._capture()
         self._marks = [
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlad_configs.models import ModelConfig
+from vlad_engines.backends.triton.workspace import Workspace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,24 +42,25 @@ class Slot:
         keys, values: `[layers, B, P + S, head_dim]`; the suffix's rows stand behind the prefix's.
     """
 
-    def __init__(self, config: ModelConfig, key: SlotKey, dtype: torch.dtype, device: torch.device) -> None:
-        vlm, siglip = config.vlm, config.siglip
-        self.device = device
-        self.batch = key.batch
-        self.prefix = key.cameras * siglip.num_tokens + key.prompt_bucket
+    def __init__(self, config: ModelConfig, key: SlotKey, dtype: torch.dtype, workspace: Workspace) -> None:
+        vlm, siglip, size = config.vlm, config.siglip, config.siglip.image_size
+        batch, bucket = key.batch, key.prompt_bucket
+        self.batch = batch
+        self.prefix = key.cameras * siglip.num_tokens + bucket
         self.suffix = config.action_horizon + (1 if config.family == "pi0" else 0)
         self._image_rows = key.cameras * siglip.num_tokens
-        size = siglip.image_size
-        self.images = torch.zeros(key.batch * key.cameras, size, size, 3, dtype=torch.uint8, device=device)
-        self.tokens = torch.zeros(key.batch, key.prompt_bucket, dtype=torch.int64, device=device)
-        self.lengths = torch.full((key.batch,), self.prefix, dtype=torch.int32, device=device)
-        self.state = torch.zeros(key.batch, config.action_dim, device=device)
-        self.noise = torch.zeros(key.batch, config.action_horizon, config.action_dim, device=device)
-        self.actions = torch.zeros_like(self.noise)
-        self.embeddings = torch.zeros(key.batch, self.prefix, vlm.width, dtype=dtype, device=device)
-        cache = (vlm.depth, key.batch, self.prefix + self.suffix, vlm.head_dim)
-        self.keys = torch.zeros(cache, dtype=dtype, device=device)
-        self.values = torch.zeros(cache, dtype=dtype, device=device)
+        actions = (batch, config.action_horizon, config.action_dim)
+        cache = (vlm.depth, batch, self.prefix + self.suffix, vlm.head_dim)
+        get = workspace.get
+        self.images = get("slot.images", batch * key.cameras, size, size, 3, dtype=torch.uint8)
+        self.tokens = get("slot.tokens", batch, bucket, dtype=torch.int64)
+        self.lengths = get("slot.lengths", batch, dtype=torch.int32)
+        self.state = get("slot.state", batch, config.action_dim, dtype=torch.float32)
+        self.noise = get("slot.noise", *actions, dtype=torch.float32)
+        self.actions = get("slot.actions", *actions, dtype=torch.float32)
+        self.embeddings = get("slot.embeddings", batch, self.prefix, vlm.width, dtype=dtype)
+        self.keys = get("slot.keys", *cache, dtype=dtype)
+        self.values = get("slot.values", *cache, dtype=dtype)
 
     @property
     def image_tokens(self) -> Tensor:

@@ -25,25 +25,28 @@ from vlad_engines.backends.triton.kernels import (
 from vlad_engines.backends.triton.kernels.suffix_attention import SuffixAttention
 from vlad_engines.backends.triton.slot import Slot
 from vlad_engines.backends.triton.weights import FusedWeights, Linear
+from vlad_engines.backends.triton.workspace import Workspace
 
 
 class VisionStage:
     """Images of a slot to image tokens in its prefix embeddings."""
 
-    def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot) -> None:
+    def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot, workspace: Workspace) -> None:
         self._config, self._weights, self._slot = config.siglip, weights.vision, slot
-        siglip, device, dtype = config.siglip, slot.device, weights.token_embedding.dtype
+        siglip, dtype = config.siglip, weights.token_embedding.dtype
         rows = slot.images.shape[0] * siglip.num_tokens
 
-        def buffer(width: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.empty(rows, width, device=device, dtype=dtype)
+        def buffer(name: str, width: int, dtype: torch.dtype = dtype) -> Tensor:
+            return workspace.get(f"vision.{name}", rows, width, dtype=dtype)
 
-        self._patches = buffer(3 * siglip.patch_size**2, torch.float32)
-        self._embedded = buffer(siglip.width, torch.float32)
-        self._residual, self._normed, self._branch = (buffer(siglip.width) for _ in range(3))
-        self._qkv = buffer(3 * siglip.width)
-        self._hidden = buffer(siglip.mlp_dim)
-        self._tokens = buffer(config.vlm.width)
+        self._patches = buffer("patches", 3 * siglip.patch_size**2, torch.float32)
+        self._embedded = buffer("embedded", siglip.width, torch.float32)
+        self._residual = buffer("residual", siglip.width)
+        self._normed = buffer("normed", siglip.width)
+        self._branch = buffer("branch", siglip.width)
+        self._qkv = buffer("qkv", 3 * siglip.width)
+        self._hidden = buffer("hidden", siglip.mlp_dim)
+        self._tokens = buffer("tokens", config.vlm.width)
 
     def __call__(self) -> None:
         """Enqueue."""
@@ -86,19 +89,20 @@ class VisionStage:
 class PrefixStage:
     """Prefix embeddings of a slot to the keys and values of all layers in its cache."""
 
-    def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot) -> None:
+    def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot, workspace: Workspace) -> None:
         self._config, self._weights, self._slot = config.vlm, weights, slot
-        vlm, device, dtype = config.vlm, slot.device, weights.token_embedding.dtype
+        vlm, dtype = config.vlm, weights.token_embedding.dtype
         rows = slot.batch * slot.prefix
 
-        def buffer(*shape: int) -> Tensor:
-            return torch.empty(rows, *shape, device=device, dtype=dtype)
+        def buffer(name: str, *shape: int) -> Tensor:
+            return workspace.get(f"prefix.{name}", rows, *shape, dtype=dtype)
 
-        self._normed, self._branch = buffer(vlm.width), buffer(vlm.width)
-        self._qkv = buffer((vlm.num_heads + 2) * vlm.head_dim)
-        self._queries, self._mixed = (buffer(vlm.num_heads, vlm.head_dim) for _ in range(2))
-        self._gate_up, self._hidden = buffer(2 * vlm.mlp_dim), buffer(vlm.mlp_dim)
-        self._prompt = torch.empty(slot.tokens.numel(), vlm.width, device=device, dtype=dtype)
+        self._normed, self._branch = buffer("normed", vlm.width), buffer("branch", vlm.width)
+        self._qkv = buffer("qkv", (vlm.num_heads + 2) * vlm.head_dim)
+        self._queries = buffer("queries", vlm.num_heads, vlm.head_dim)
+        self._mixed = buffer("mixed", vlm.num_heads, vlm.head_dim)
+        self._gate_up, self._hidden = buffer("gate_up", 2 * vlm.mlp_dim), buffer("hidden", vlm.mlp_dim)
+        self._prompt = workspace.get("prefix.prompt", slot.tokens.numel(), vlm.width, dtype=dtype)
 
     def __call__(self) -> None:
         """Enqueue."""
@@ -140,18 +144,19 @@ class PrefixStage:
 class DenoiseStage:
     """Noise of a slot to actions: every Euler step of the action expert over the slot's cache."""
 
-    def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot) -> None:
+    def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot, workspace: Workspace) -> None:
         self._config, self._weights, self._slot = config, weights, slot
-        expert, device, dtype = config.expert, slot.device, weights.token_embedding.dtype
+        expert, dtype = config.expert, weights.token_embedding.dtype
         self._has_state = weights.action_in.state is not None
         rows, actions = slot.batch * slot.suffix, slot.batch * config.action_horizon
 
-        def buffer(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.empty(*shape, device=device, dtype=dtype)
+        def buffer(name: str, *shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return workspace.get(f"denoise.{name}", *shape, dtype=dtype)
 
-        self._residual = skinny.Residual.empty(rows, expert.width, dtype, device)
-        self._queries, self._mixed = (buffer(rows, expert.num_heads, expert.head_dim) for _ in range(2))
-        self._hidden = buffer(rows, expert.mlp_dim)
+        self._residual = skinny.Residual.over(workspace, rows, expert.width, dtype)
+        self._queries = buffer("queries", rows, expert.num_heads, expert.head_dim)
+        self._mixed = buffer("mixed", rows, expert.num_heads, expert.head_dim)
+        self._hidden = buffer("hidden", rows, expert.mlp_dim)
         self._attention = SuffixAttention(
             samples=slot.batch,
             prefix=slot.prefix,
@@ -159,16 +164,18 @@ class DenoiseStage:
             heads=expert.num_heads,
             head_dim=expert.head_dim,
             has_state=self._has_state,
-            device=device,
+            workspace=workspace,
         )
         self._project_attention = skinny.GatedProjection(
-            rows, expert.width, expert.num_heads * expert.head_dim, device
+            rows, expert.width, expert.num_heads * expert.head_dim, workspace
         )
-        self._project_hidden = skinny.GatedProjection(rows, expert.width, expert.mlp_dim, device)
+        self._project_hidden = skinny.GatedProjection(rows, expert.width, expert.mlp_dim, workspace)
         # pi0 mixes action and time before they become tokens; pi0.5's actions are tokens at once.
-        self._tokens = buffer(actions, expert.width, dtype=torch.float32)
-        self._mixing = torch.empty_like(self._tokens) if self._has_state else self._tokens
-        self._state = buffer(slot.batch, expert.width, dtype=torch.float32)
+        self._tokens = buffer("tokens", actions, expert.width, dtype=torch.float32)
+        self._mixing = self._tokens
+        if self._has_state:
+            self._mixing = buffer("mixing", actions, expert.width, dtype=torch.float32)
+        self._state = buffer("state", slot.batch, expert.width, dtype=torch.float32)
 
     def __call__(self) -> None:
         """Enqueue."""

@@ -24,6 +24,7 @@ from vlad_engines.backends.triton.kernels.tiling import (
     power_of_two_divisor,
     stages_in_flight,
 )
+from vlad_engines.backends.triton.workspace import Workspace
 
 MAX_TILE_ROWS = 128
 TILE_COLUMNS = 64
@@ -53,11 +54,13 @@ class Residual:
     squares: Tensor
 
     @classmethod
-    def empty(cls, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Residual:
-        """Uninitialised buffers."""
-        x = torch.empty(rows, width, dtype=dtype, device=device)
-        squares = torch.empty(width // tile_columns(width), rows, device=device)
-        return cls(x, torch.empty_like(x), squares)
+    def over(cls, workspace: Workspace, rows: int, width: int, dtype: torch.dtype) -> Residual:
+        """Buffers from a workspace."""
+        return cls(
+            workspace.get("residual.x", rows, width, dtype=dtype),
+            workspace.get("residual.scaled", rows, width, dtype=dtype),
+            workspace.get("residual.squares", width // tile_columns(width), rows, dtype=torch.float32),
+        )
 
 
 @triton.jit
@@ -422,13 +425,13 @@ def _gated_projection(
 class GatedProjection:
     """`x += (inputs weight^T) * gate`, the end of a branch, and what the next norm needs of the new x.
 
-    Owns the scratch memory of the split products; one object serves all layers of a stage.
+    One object serves all layers of a stage.
 
     Args:
         rows: M. width: of the residual. depth: of the inputs.
     """
 
-    def __init__(self, rows: int, width: int, depth: int, device: torch.device) -> None:
+    def __init__(self, rows: int, width: int, depth: int, workspace: Workspace) -> None:
         self._block_rows = min(padded_rows(rows), MAX_TILE_ROWS)
         self._splits = max(1, depth // SPLIT_DEPTH)
         self._block_columns = tile_columns(width)
@@ -436,8 +439,9 @@ class GatedProjection:
         self._grid = (column_blocks, self._splits, row_blocks)
         tiles = row_blocks * column_blocks
         size = self._block_rows * self._block_columns
-        self._partial = torch.empty(tiles * self._splits * size, dtype=torch.float32, device=device)
-        self._counters = torch.zeros(tiles, dtype=torch.int32, device=device)
+        self._partial = workspace.get("projection.partial", tiles * self._splits * size, dtype=torch.float32)
+        # All zero between launches: who counts last also resets.
+        self._counters = workspace.get("projection.counters", tiles, dtype=torch.int32)
 
     def __call__(
         self, inputs: Tensor, weight: Tensor, gate: Tensor, next_scale: Tensor, residual: Residual

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from vlad_engines.backends.triton.kernels.dependency import LAUNCH, prefetch_rows, wait_for_predecessor
+from vlad_engines.backends.triton.workspace import Workspace
 
 
 @triton.jit
@@ -97,7 +98,7 @@ def _suffix_attention(
 
 
 class SuffixAttention:
-    """Launches the kernel and owns its scratch memory.
+    """Launches the kernel over its scratch memory.
 
     Args:
         samples: B.
@@ -118,7 +119,7 @@ class SuffixAttention:
         heads: int,
         head_dim: int,
         has_state: bool,
-        device: torch.device,
+        workspace: Workspace,
     ) -> None:
         self._prefix, self._suffix, self._has_state = prefix, suffix, has_state
         self._block_rows = self.BLOCK_ROWS
@@ -127,9 +128,11 @@ class SuffixAttention:
         self._blocks = triton.cdiv(suffix * heads, self._block_rows)
         self._splits = triton.cdiv(prefix + suffix, self._block_keys)
         parts = samples * self._blocks * self._splits
-        self._partial = torch.empty(parts * self._block_rows * head_dim, device=device)
-        self._statistics = torch.empty(parts * 2 * self._block_rows, device=device)
-        self._counters = torch.zeros(samples * self._blocks, dtype=torch.int32, device=device)
+        size = parts * self._block_rows
+        self._partial = workspace.get("attention.partial", size * head_dim, dtype=torch.float32)
+        self._statistics = workspace.get("attention.statistics", size * 2, dtype=torch.float32)
+        # All zero between launches: who counts last also resets.
+        self._counters = workspace.get("attention.counters", samples * self._blocks, dtype=torch.int32)
 
     def __call__(
         self,
