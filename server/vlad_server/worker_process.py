@@ -14,9 +14,14 @@ from vlad_engines import worker_protocol as protocol
 
 WORKER_COMMAND = (sys.executable, "-m", "vlad_engines.worker")
 
-_QUIET_THREADS = {"OMP_WAIT_POLICY": "passive"}
-"""On a CPU, torch's threads spin between parallel regions by default. Where anything else wants a core,
-the server included, that makes a chunk several times slower."""
+_ENVIRONMENT = {
+    # On a CPU, torch's threads spin between parallel regions by default. Where anything else wants a core,
+    # the server included, that makes a chunk several times slower.
+    "OMP_WAIT_POLICY": "passive",
+    # Merging weights leaves holes between them; on an H200 this gives 1.0 of 9.8 GiB back.
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+}
+"""What a worker's environment holds unless the daemon's own says otherwise."""
 
 _RECEIVE_BUFFER = protocol.MAX_PACKET_BYTES
 
@@ -49,7 +54,7 @@ class WorkerProcess:
                 [*command, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), slots.fd),
-                env={**_QUIET_THREADS, **os.environ},
+                env={**_ENVIRONMENT, **os.environ},
             )
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._on_readable)
