@@ -60,6 +60,7 @@ def test_the_client_waits_for_a_ready_policy(services: dict[str, Any]) -> None:
     assert client["depends_on"] == {"openpi_server": {"condition": "service_healthy"}}
     assert client["profiles"] == ["client"]
     assert _variable(client["environment"]["CLIENT_ARGS"]) == "CLIENT_ARGS"
+    assert "VLAD_API_KEY" in client["environment"], "a server with a key would refuse it"
 
 
 def test_compose_and_dockerfile_probe_alike(services: dict[str, Any]) -> None:

@@ -61,6 +61,7 @@ def test_nothing_named_and_nothing_published_lists_three_ways(tmp_path: pathlib.
     text = str(caught.value)
     assert "--checkpoint DIRECTORY" in text
     assert "gs://openpi-assets/checkpoints/pi05_libero" in text
+    assert "converted to PyTorch" in text
     assert "--checkpoint demo" in text
     assert str(tmp_path / "openpi-assets/checkpoints/pi05_libero") in text
 
