@@ -110,7 +110,7 @@ class Gateway:
         self._metrics.connections.inc()
         logger.info("%s: connected", connection.remote_address)
         try:
-            await Session(
+            code = await Session(
                 connection,
                 self._link,
                 config=self._config,
@@ -118,12 +118,12 @@ class Gateway:
                 metrics=self._metrics,
                 recorder=self._recorder,
             ).run()
+            logger.info("%s: closed with code %d", connection.remote_address, code)
         except Exception:
             logger.exception("%s: session failed", connection.remote_address)
         finally:
             self._sessions.discard(task)
             self._metrics.connections.dec()
-            logger.info("%s: closed with code %s", connection.remote_address, connection.close_code)
 
     def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer plain HTTP and turn away those who may not connect; None lets the handshake go on."""

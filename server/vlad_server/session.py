@@ -56,23 +56,34 @@ class Session:
         self._request_keys = config.robot.request_keys | RESERVED_KEYS
         self._previous_total_ms: float | None = None
 
-    async def run(self) -> None:
-        """Serve until the connection ends; never raises for what the client does."""
+    async def run(self) -> int:
+        """Serve until the connection ends; never raises for what the client does.
+
+        Returns:
+            The close code that ended it.
+        """
         self._closed = asyncio.ensure_future(self._connection.wait_closed())
         self._draining = asyncio.ensure_future(self._readiness.wait_draining())
         try:
-            if await self._until(self._readiness.wait_ready()) is None:
-                return
-            await self._send(wire.encode(self._readiness.metadata))
-            while await self._serve_one():
-                pass
+            if await self._until(self._readiness.wait_ready()) is not None:
+                await self._send(wire.encode(self._readiness.metadata))
+                while await self._serve_one():
+                    pass
         except (ConnectionClosed, asyncio.TimeoutError):
             pass
         finally:
             code, reason = (1001, "server is going away") if self._readiness.is_draining else (1011, "")
-            await self._connection.close(code, reason)
+            if not self._connection.transport.is_closing():
+                await self._connection.close(code, reason)
             self._draining.cancel()
-            self._metrics.count_disconnect(self._connection.close_code or 1006)
+            self._metrics.count_disconnect(self._close_code())
+        return self._close_code()
+
+    def _close_code(self) -> int:
+        """The client's code, or else ours: the library hears no more of a client that it has turned away."""
+        protocol = self._connection.protocol
+        frame = protocol.close_rcvd or protocol.close_sent
+        return 1006 if frame is None else int(frame.code)
 
     async def _until(self, awaitable: Coroutine[Any, Any, Result]) -> asyncio.Task[Result] | None:
         """Await, but give up once the client is gone or the daemon drains: then None."""

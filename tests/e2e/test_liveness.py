@@ -147,6 +147,7 @@ def test_a_client_that_never_reads_loses_its_connection_and_nobody_else_notices(
                 time.sleep(0.1)
             assert daemon.metric("vlad_send_timeouts_total") == 1
             assert daemon.metric("vlad_requests_total", outcome="cancelled") == 1
+            assert daemon.metric("vlad_disconnects_total", code="1006") == 1
             deaf.close_socket()
             flooding.result(30)
         assert daemon.http("/healthz")[0] == 200

@@ -157,6 +157,26 @@ def test_an_oversized_message_is_refused_with_1009(daemon: Daemon) -> None:
         assert caught.value.rcvd.code == 1009
 
 
+def _end(port: int, what: str) -> None:
+    with connect_robot(port) as robot, contextlib.suppress(ConnectionClosed):
+        if what == "vanish":
+            robot.connection.close_socket()
+        elif what != "leave":
+            robot.connection.send(bytes(3 << 20) if what == "flood" else b"\xff\xfe", text=what == "text")
+            while True:
+                robot.connection.recv(10)
+
+
+def test_closed_connections_are_counted_under_their_code() -> None:
+    codes = {"leave": "1000", "vanish": "1006", "text": "1007", "flood": "1009", "garbage": "1011"}
+    with start_scripted_daemon("--max-message-bytes", str(2 << 20)) as daemon:
+        daemon.wait_ready()
+        for what, code in codes.items():
+            _end(daemon.port, what)
+            daemon.wait_for_log(f"closed with code {code}")
+            assert daemon.metric("vlad_disconnects_total", code=code) == 1, what
+
+
 def test_large_images_are_fine(daemon: Daemon) -> None:
     observation = {**libero_observation(), "observation/image": np.zeros((1080, 1920, 3), np.uint8)}
     with connect_robot(daemon.port) as robot:
