@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 import struct
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, WebSocketException
 from websockets.protocol import State
@@ -80,6 +80,12 @@ class Connection:
         return PolicyConnectionError(f"the connection to {self._uri} broke: {closed}", retryable=True)
 
 
+def address_of(host: str, port: int | None) -> str:
+    """The websocket address for a host, which may be a whole address already."""
+    address = host if host.startswith(("ws://", "wss://")) else f"ws://{host}"
+    return address if port is None else f"{address}:{port}"
+
+
 def open_connection(
     uri: str, *, headers: Mapping[str, str], timeout_s: float | None, silence_s: float | None
 ) -> Connection:
@@ -103,16 +109,17 @@ def open_connection(
             max_size=None,
             open_timeout=HANDSHAKE_TIMEOUT_S if timeout_s is None else timeout_s,
             close_timeout=CLOSE_TIMEOUT_S,
-            **_options_of_newer_versions(silence_s),
+            **options_of_newer_versions(connect, silence_s),
         )
     except (OSError, EOFError, ValueError, WebSocketException) as error:
-        raise _failure(uri, error) from error
+        raise connection_failure(uri, error) from error
     if silence_s is not None:
         _limit_blocking_sends(websocket.socket, silence_s)
     return Connection(uri, websocket)
 
 
-def _options_of_newer_versions(silence_s: float | None) -> dict[str, Any]:
+def options_of_newer_versions(opener: Callable[..., Any], silence_s: float | None) -> dict[str, Any]:
+    """Those options of `websockets` that `opener`, its `connect` of either kind, knows in this version."""
     options = {
         "proxy": None,
         "ping_interval": PING_INTERVAL_S,
@@ -120,7 +127,7 @@ def _options_of_newer_versions(silence_s: float | None) -> dict[str, Any]:
         "ping_timeout": None if silence_s is None else max(silence_s, PING_INTERVAL_S),
         "legacy": True,
     }
-    known = inspect.signature(connect).parameters
+    known = inspect.signature(opener).parameters
     return {name: value for name, value in options.items() if name in known}
 
 
@@ -132,7 +139,7 @@ def _limit_blocking_sends(endpoint: socket.socket, seconds: float) -> None:
         endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
-def _failure(uri: str, error: Exception) -> PolicyConnectionError:
+def connection_failure(uri: str, error: Exception) -> PolicyConnectionError:
     """Tell a server that is not there yet from one that never will be."""
     if isinstance(error, InvalidStatus):
         status = error.response.status_code

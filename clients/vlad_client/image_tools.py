@@ -52,12 +52,13 @@ def _resize_onto(canvas: np.ndarray[Any, Any], image: np.ndarray[Any, Any]) -> N
         from PIL import Image
     except ImportError:
         raise ImportError(
-            "resizing images needs Pillow: pip install 'vlad-client[image]'; "
+            "resizing images needs Pillow: pip install 'vlad-client[images]'; "
             "images that have the right size already do not need it"
         ) from None
 
     ratio = max(image.shape[1] / canvas.shape[1], image.shape[0] / canvas.shape[0])
-    height, width = int(image.shape[0] / ratio), int(image.shape[1] / ratio)
+    # At least one pixel, where an extreme aspect ratio would leave none.
+    height, width = max(1, int(image.shape[0] / ratio)), max(1, int(image.shape[1] / ratio))
     top, left = int((canvas.shape[0] - height) / 2), int((canvas.shape[1] - width) / 2)
     single = image.shape[-1] == 1
     picture = Image.fromarray(image[..., 0] if single else image)

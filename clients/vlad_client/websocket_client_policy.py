@@ -9,8 +9,10 @@ from typing import Any
 
 from vlad_client import msgpack_numpy
 from vlad_client.base_policy import BasePolicy
-from vlad_client.connection import HANDSHAKE_TIMEOUT_S, Connection, open_connection
+from vlad_client.capabilities import read_capabilities
+from vlad_client.connection import HANDSHAKE_TIMEOUT_S, Connection, address_of, open_connection
 from vlad_client.errors import PolicyConnectionError, PolicyServerError, PolicyTimeoutError, WireError
+from vlad_client.image_encoding import image_encoder
 from vlad_client.retry import REPORT_INTERVAL_S, Retries
 
 logger = logging.getLogger("vlad_client")
@@ -37,12 +39,16 @@ class WebsocketClientPolicy(BasePolicy):
         request_timeout_s: limit of one `infer`, connecting again included; None waits for ever.
         max_retries: failures that one `infer` overcomes, of connecting again and of resending.
         resend_observation: see above.
+        image_encoding: `jpeg` or `png` sends images encoded, which needs Pillow and a server that takes
+            them; None sends plain arrays.
+        quality: of JPEG, 1 to 100; None for 90.
 
     Raises:
         PolicyTimeoutError: if no server is ready in `connect_timeout_s`.
-        PolicyConnectionError: if waiting is useless: unknown host, wrong key, not a policy server.
+        PolicyConnectionError: if waiting is useless: unknown host, wrong key, not a policy server, or one
+            that does not take such images.
         PolicyServerError: if the server reports an error instead of its metadata.
-        ValueError: for timeouts that are not positive and negative `max_retries`.
+        ValueError, ImportError: for options that cannot work.
     """
 
     def __init__(
@@ -55,6 +61,8 @@ class WebsocketClientPolicy(BasePolicy):
         request_timeout_s: float | None = 60.0,
         max_retries: int = 8,
         resend_observation: bool = False,
+        image_encoding: str | None = None,
+        quality: int | None = None,
     ) -> None:
         limits = {"connect_timeout_s": connect_timeout_s, "request_timeout_s": request_timeout_s}
         for name, limit_s in limits.items():
@@ -62,12 +70,12 @@ class WebsocketClientPolicy(BasePolicy):
                 raise ValueError(f"{name} must be positive or None, not {limit_s}")
         if max_retries < 0:
             raise ValueError(f"max_retries must not be negative, not {max_retries}")
-        address = host if host.startswith(("ws://", "wss://")) else f"ws://{host}"
-        self._uri = address if port is None else f"{address}:{port}"
+        self._uri = address_of(host, port)
         self._headers = {} if api_key is None else {"Authorization": f"Api-Key {api_key}"}
         self._request_timeout_s = request_timeout_s
         self._max_retries = max_retries
         self._resend_observation = resend_observation
+        self._encoder = image_encoder(image_encoding, quality)
         self._one_request = threading.Lock()
         self._closed = threading.Event()
         self._connection: Connection | None = None
@@ -91,7 +99,9 @@ class WebsocketClientPolicy(BasePolicy):
             WireError: if the reply is not in the wire format.
             ValueError, TypeError: if the observation is not; nothing has been sent then.
         """
-        request = msgpack_numpy.packb(observation)
+        request = msgpack_numpy.packb(
+            observation if self._encoder is None else self._encoder.encode(observation)
+        )
         retries = self._retries(self._request_timeout_s, self._max_retries)
         with self._one_request:
             while True:
@@ -169,7 +179,10 @@ class WebsocketClientPolicy(BasePolicy):
         self._connection = connection
         try:
             self._raise_if_closed()
-            return self._read(self._receive_metadata(connection, retries))
+            metadata = self._read(self._receive_metadata(connection, retries))
+            if self._encoder is not None:
+                self._encoder.check_server(self._uri, read_capabilities(metadata))
+            return metadata
         except BaseException:
             connection.abort()
             raise

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from vlad_client import image_tools
+from vlad_engines.processing import images
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "serving" / "golden_vectors.json"
 CASES: list[dict[str, Any]] = json.loads(GOLDEN.read_text())["resize_with_pad"]
@@ -27,6 +30,29 @@ def test_resizing_gives_the_pixels_of_openpi(case: dict[str, Any]) -> None:
         y, x = map(int, place.split(","))
         assert resized[y, x].tolist() == pixel
     assert hashlib.sha256(resized.tobytes()).hexdigest() == case["sha256"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 500), st.integers(1, 500)),
+    target=st.tuples(st.integers(1, 256), st.integers(1, 256)),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(size=(480, 640), target=(224, 224), seed=0)
+@example(size=(500, 1), target=(8, 8), seed=0)
+@example(size=(1, 500), target=(7, 9), seed=0)
+@example(size=(225, 224), target=(224, 224), seed=0)
+def test_client_and_server_resize_to_the_same_bits(
+    size: tuple[int, int], target: tuple[int, int], seed: int
+) -> None:
+    image = np.random.default_rng(seed).integers(256, size=(*size, 3), dtype=np.uint8)
+    resized = image_tools.resize_with_pad(image, *target)
+    np.testing.assert_array_equal(resized, images.resize_with_pad(image, *target))
+
+
+def test_floats_become_the_uint8_that_the_server_would_make_of_them() -> None:
+    image = np.random.default_rng(0).random((60, 80, 3), np.float32)
+    np.testing.assert_array_equal(image_tools.convert_to_uint8(image), images.to_uint8(image))
 
 
 def test_leading_axes_are_kept_and_each_image_is_resized_alone() -> None:
@@ -52,7 +78,7 @@ def test_an_image_of_the_right_size_is_returned_untouched_without_pillow(
 
 def test_a_missing_pillow_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match=r"vlad-client\[image\]"):
+    with pytest.raises(ImportError, match=r"vlad-client\[images\]"):
         image_tools.resize_with_pad(_pattern(60, 80), 32, 32)
 
 

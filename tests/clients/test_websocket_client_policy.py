@@ -437,3 +437,23 @@ def test_closing_ends_a_call_that_waits_for_its_reply() -> None:
 def test_senseless_limits_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         WebsocketClientPolicy(HOST, 1, **options)
+
+
+def test_images_travel_encoded_where_the_server_takes_them() -> None:
+    metadata = {"vlad": {"image_encodings": ["jpeg"]}}
+    image = np.zeros((24, 32, 3), np.uint8)
+    with (
+        ReferenceServer(metadata=metadata) as server,
+        _client(server.port, image_encoding="jpeg", quality=80) as policy,
+    ):
+        policy.infer({**_observation(1), "observation/image": image})
+    sent = server.observations[0]["observation/image"]
+    assert sent["encoding"] == "jpeg"
+    assert sent["data"].startswith(b"\xff\xd8")
+
+
+def test_a_server_that_takes_no_encoded_images_is_refused_at_once() -> None:
+    with ReferenceServer() as server:
+        with pytest.raises(PolicyConnectionError, match="takes no jpeg images, but plain arrays only"):
+            _client(server.port, image_encoding="jpeg")
+        assert server.wait_until_deserted(GENEROUS_S), "the connection was left open"
