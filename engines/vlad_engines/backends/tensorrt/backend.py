@@ -1,0 +1,288 @@
+"""The `tensorrt` backend: one engine per component, one batch at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlad_configs.errors import ConfigError, EngineError
+from vlad_configs.models import CAMERA_SLOTS, ModelConfig
+from vlad_engines.backends.base import BackendOptions, InferenceResult
+from vlad_engines.backends.capabilities import Trace
+from vlad_engines.backends.tensorrt.api import ReportProgress, TensorRt, load_tensorrt
+from vlad_engines.backends.tensorrt.arithmetic import ComponentArithmetic, parse_arithmetic
+from vlad_engines.backends.tensorrt.cache import EngineFolder
+from vlad_engines.backends.tensorrt.components import make_components
+from vlad_engines.backends.tensorrt.cuda_device import open_device
+from vlad_engines.backends.tensorrt.device import Device, HostArray
+from vlad_engines.backends.tensorrt.engine_plans import (
+    BuiltPlans,
+    Engineering,
+    PlanProvider,
+    PrebuiltPlans,
+    engine_cache,
+)
+from vlad_engines.backends.tensorrt.loaded_engine import LoadedEngine
+from vlad_engines.backends.tensorrt.manifest import BuildSettings
+from vlad_engines.backends.tensorrt.schedule import SequentialSchedule
+from vlad_engines.backends.tensorrt.slot import Array, Slot, choose_key
+from vlad_engines.export.spec import COMPONENTS, Component, Dtype, GraphForm, ShapeKey, shape_keys
+from vlad_engines.processing.model_inputs import ModelInputs
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("vlad.tensorrt")
+
+ENGINE_FOLDER_VARIABLE = "VLAD_ENGINE_DIR"
+"""Names a folder of prebuilt engines, which is only read. Nothing is built then."""
+
+
+def create(
+    config: ModelConfig, weights: Mapping[str, torch.Tensor], options: BackendOptions
+) -> TensorRtBackend:
+    """See `registry.create_backend`.
+
+    Args:
+        weights: may be empty where `VLAD_ENGINE_DIR` is set: engines hold their weights.
+    """
+    arithmetic = parse_arithmetic(options.precision)
+    check_options(options)
+    tensorrt = load_tensorrt()
+    tensorrt.check_arithmetic(arithmetic)
+    device = open_device(options.device)
+    plans = _plan_provider(config, weights, options, arithmetic)
+    return TensorRtBackend(config, options, arithmetic, tensorrt, device, plans)
+
+
+class TensorRtBackend:
+    """See `base.Backend`.
+
+    Args:
+        plans: asked once, by `warm_up` or by the first request.
+        use_graphs: record each component as a CUDA graph.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        options: BackendOptions,
+        arithmetic: ComponentArithmetic,
+        tensorrt: TensorRt,
+        device: Device,
+        plans: PlanProvider,
+        use_graphs: bool = True,
+    ) -> None:
+        self._config = config
+        self._options = options
+        self._arithmetic = arithmetic
+        self._tensorrt = tensorrt
+        self._device = device
+        self._keys = shape_keys(config, options.camera_counts, options.batch_sizes)
+        self._plans: PlanProvider | None = plans
+        self._use_graphs = use_graphs
+        self._running: _Running | None = None
+        self._closed = False
+
+    def warm_up(self, progress: Callable[[str, float], None]) -> None:
+        """Load the engines, building those that are missing, and run every shape once."""
+        with self._device.active():
+            running = self._ready(progress)
+            for index, key in enumerate(self._keys):
+                progress(f"warming up tensorrt: {key}", index / len(self._keys))
+                sample, noise = _empty_request(self._config, key), self._no_noise()
+                running.schedule.run(key, [sample] * key.batch, [noise] * key.batch)
+            progress("warming up tensorrt", 1.0)
+
+    def infer(self, inputs: ModelInputs, noise: Array) -> InferenceResult:
+        """See `base.Backend.infer`."""
+        return self.infer_batch([inputs], [noise])[0]
+
+    def infer_batch(self, inputs: Sequence[ModelInputs], noise: Sequence[Array]) -> list[InferenceResult]:
+        """See `capabilities.Batched`."""
+        key = choose_key(self._config, self._keys, inputs, noise)
+        with self._device.active():
+            result = self._ready(_say_nothing).schedule.run(key, inputs, noise)
+        return [InferenceResult(actions, result.stage_seconds) for actions in result.actions]
+
+    def trace(self, inputs: ModelInputs, noise: Array) -> Trace:
+        """See `capabilities.Traceable`."""
+        key = choose_key(self._config, self._keys, [inputs], [noise])
+        with self._device.active():
+            running = self._ready(_say_nothing)
+            running.schedule.run(key, [inputs], [noise])
+            return running.look(key, int(np.count_nonzero(inputs.token_mask)))
+
+    def describe(self) -> dict[str, Any]:
+        """See `base.Backend.describe`."""
+        return {
+            component: {
+                "engine": "tensorrt",
+                "precision": self._arithmetic.of(component),
+                "version": f"TensorRT {self._tensorrt.version}",
+                "device": self._device.name,
+            }
+            for component in COMPONENTS
+        }
+
+    def layer_reports(self) -> dict[str, str]:
+        """Component -> what TensorRT made of its layers, as JSON: their kernels, types and formats."""
+        with self._device.active():
+            return self._ready(_say_nothing).layer_reports()
+
+    def close(self) -> None:
+        """See `base.Backend.close`."""
+        self._closed = True
+        with self._device.active():
+            self._plans = self._running = None
+
+    def _ready(self, progress: ReportProgress) -> _Running:
+        if self._closed:
+            raise EngineError("the backend is closed")
+        if self._running is None:
+            assert self._plans is not None
+            wanted = Engineering(self._config, self._options.num_steps, self._arithmetic, self._keys)
+            plans = self._plans.provide(wanted, self._tensorrt, self._device, progress)
+            self._plans = None  # the checkpoint's weights go with it
+            engines: dict[Component, LoadedEngine] = {}
+            for index, component in enumerate(COMPONENTS):
+                progress(f"loading the {component} engine", index / len(COMPONENTS))
+                # Without another reference the file's pages are free once the engine is on the device.
+                engines[component] = self._load(component, plans.pop(component))
+            self._running = _Running(self._device, self._config, engines, self._keys, self._use_graphs)
+        return self._running
+
+    def _load(self, component: Component, plan: Any) -> LoadedEngine:
+        began, free = time.monotonic(), self._device.free_bytes()
+        engine = LoadedEngine(self._tensorrt, self._device, plan)
+        logger.info(
+            "loaded the %s engine in %.1f s: %.0f MiB of device memory, %.0f MiB of it scratch",
+            component,
+            time.monotonic() - began,
+            (free - self._device.free_bytes()) / 2**20,
+            engine.device_bytes / 2**20,
+        )
+        return engine
+
+    def _no_noise(self) -> Array:
+        return np.zeros((self._config.action_horizon, self._config.action_dim), np.float32)
+
+
+class _Running:
+    """Engines, memory and schedule: what exists from the first use on."""
+
+    def __init__(
+        self,
+        device: Device,
+        config: ModelConfig,
+        engines: Mapping[Component, LoadedEngine],
+        keys: Sequence[ShapeKey],
+        use_graphs: bool,
+    ) -> None:
+        self._config = config
+        self._engines = engines
+        self._form: GraphForm = engines["denoise"].manifest.identity.form
+        self._stream = device.create_stream()
+        self._slot = Slot(device, config, self._form, keys, self._stream)
+        components = make_components(engines, device, self._slot, use_graphs)
+        self.schedule = SequentialSchedule(device, self._slot, components, self._stream)
+
+    def layer_reports(self) -> dict[str, str]:
+        """See `TensorRtBackend.layer_reports`."""
+        return {component: engine.layer_report() for component, engine in self._engines.items()}
+
+    def look(self, key: ShapeKey, prompt_length: int) -> Trace:
+        """What the components handed over in the last run, of one request."""
+        config, form, vlm = self._config, self._form, self._config.vlm
+        axes = key.axes(config)
+        cache_shape = (vlm.num_kv_heads, axes["prefix"], vlm.head_dim)
+        real = axes["image_tokens"] + prompt_length
+
+        def layers(part: str) -> Array:
+            addresses = [self._slot.address(f"{part}_{layer}") for layer in range(vlm.depth)]
+            return np.stack([self._read(address, cache_shape, form.denoise) for address in addresses])
+
+        tokens_shape = (axes["image_tokens"], vlm.width)
+        path_shape = (form.num_steps, config.action_horizon, config.action_dim)
+        return Trace(
+            vision_tokens=self._read(self._slot.address("image_tokens"), tokens_shape, form.prefix),
+            prefix_keys=layers("keys")[:, :, :real],
+            prefix_values=layers("values")[:, :, :real],
+            x_t=self._read(self._slot.x_address(key, 1), path_shape, "float32"),
+        )
+
+    def _read(self, address: int, shape: tuple[int, ...], dtype: Dtype) -> Array:
+        return _widen(self._slot.read(address, shape, dtype, self._stream), dtype).reshape(shape)
+
+
+def check_options(options: BackendOptions) -> None:
+    """Refuse what this backend cannot do, before anything is loaded.
+
+    Raises:
+        ConfigError: says what to choose instead.
+    """
+    if not options.device.startswith("cuda"):
+        raise ConfigError(f"backend 'tensorrt' needs an NVIDIA GPU, not device '{options.device}'")
+    if not options.enable_kv_cache:
+        raise ConfigError("backend 'tensorrt' always keeps the prefix's keys and values; leave the cache on")
+    if not set(options.camera_counts) <= set(range(1, len(CAMERA_SLOTS) + 1)):
+        raise ConfigError(f"camera counts must lie in 1..{len(CAMERA_SLOTS)}, not {options.camera_counts}")
+
+
+def _plan_provider(
+    config: ModelConfig,
+    weights: Mapping[str, torch.Tensor],
+    options: BackendOptions,
+    arithmetic: ComponentArithmetic,
+) -> PlanProvider:
+    folder = os.environ.get(ENGINE_FOLDER_VARIABLE)
+    if folder:
+        digest = None
+        if weights:
+            from vlad_engines.export.fingerprint import weights_digest
+
+            digest = weights_digest(weights)
+        return PrebuiltPlans(EngineFolder(pathlib.Path(folder).expanduser()), digest)
+    # Here and not above: a robot's computer with prebuilt engines has neither torch nor onnx.
+    try:
+        from vlad_engines.backends.tensorrt.checkpoint_graphs import CheckpointGraphs
+        from vlad_engines.checkpoint.demo import cache_directory
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"building engines needs the package '{error.name}'; install it, or set "
+            f"{ENGINE_FOLDER_VARIABLE} to a folder of prebuilt ones"
+        ) from error
+    cache = engine_cache(cache_directory())
+    graphs = CheckpointGraphs(config, weights, arithmetic.form(options.num_steps, "step"), cache.folder)
+    return BuiltPlans(cache, graphs, BuildSettings())
+
+
+def _empty_request(config: ModelConfig, key: ShapeKey) -> ModelInputs:
+    size = config.siglip.image_size
+    return ModelInputs(
+        cameras=CAMERA_SLOTS[: key.cameras],
+        images=np.zeros((key.cameras, size, size, 3), np.uint8),
+        tokens=np.zeros(key.prompt, np.int64),
+        token_mask=np.ones(key.prompt, np.bool_),
+        state=np.zeros(config.action_dim),
+        robot_state=np.zeros(config.action_dim),
+    )
+
+
+def _widen(content: HostArray, dtype: Dtype) -> Array:
+    """Bytes of a float dtype as float32. For inspection: on its way to actions nothing is converted."""
+    if dtype == "bfloat16":
+        widened: Array = (content.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return widened
+    kind = np.float16 if dtype == "float16" else np.float32
+    return content.view(kind).astype(np.float32)
+
+
+def _say_nothing(stage: str, fraction: float) -> None:
+    """A request has nobody to tell."""

@@ -1,0 +1,129 @@
+"""Graphs exported from a checkpoint when they are needed, and gone again afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping
+
+import torch
+
+import vlad_engines.export
+import vlad_engines.model
+from vlad_configs.errors import ConfigError
+from vlad_configs.models import ModelConfig
+from vlad_engines.backends.tensorrt.cache import write_atomically
+from vlad_engines.export.exporter import GraphExporter
+from vlad_engines.export.fingerprint import weights_digest
+from vlad_engines.export.spec import COMPONENTS, Component, GraphForm
+
+logger = logging.getLogger("vlad.tensorrt")
+
+
+class CheckpointGraphs:
+    """See `graph_source.GraphSource`.
+
+    Tracing all graphs takes seconds, so their digests are remembered: under everything that decides them,
+    the sources of this package's model and export included.
+
+    Args:
+        weights: every tensor of the network by its openpi name.
+        folder: for the digests, and for graphs while engines are built from them.
+
+    Raises:
+        CheckpointError: for weights that do not fit `model`.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        weights: Mapping[str, torch.Tensor],
+        form: GraphForm,
+        folder: pathlib.Path,
+    ) -> None:
+        self._model = model
+        self._form = form
+        self._weights = weights
+        self._folder = folder
+        self._exporter = GraphExporter(model, weights, form)
+
+    @property
+    def model(self) -> ModelConfig:
+        """See `GraphSource`."""
+        return self._model
+
+    @property
+    def form(self) -> GraphForm:
+        """See `GraphSource`."""
+        return self._form
+
+    @functools.cached_property
+    def weights_digest(self) -> str:
+        """See `GraphSource`."""
+        return weights_digest(self._weights)
+
+    def graph_digest(self, component: Component) -> str:
+        """See `GraphSource`."""
+        return self._digests[component]
+
+    @contextlib.contextmanager
+    def onnx_file(self, component: Component) -> Iterator[pathlib.Path]:
+        """See `GraphSource`.
+
+        Raises:
+            ConfigError: where the folder cannot be written.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary = tempfile.TemporaryDirectory(dir=self._folder, prefix=".export-")
+        except OSError as error:
+            raise ConfigError(f"graphs cannot be written to {self._folder}: {error}") from error
+        with temporary as name:
+            folder = pathlib.Path(name)
+            try:
+                graph = self._exporter.write(component, folder)
+            except OSError as error:
+                raise ConfigError(f"graphs cannot be written to {self._folder}: {error}") from error
+            yield folder / graph.file
+
+    @functools.cached_property
+    def _digests(self) -> Mapping[Component, str]:
+        path = self._folder / f"graphs-{self._recipe()}.json"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            remembered = json.loads(path.read_text("utf-8"))
+            return {component: str(remembered[component]) for component in COMPONENTS}
+        digests = {component: self._exporter.digest(component) for component in COMPONENTS}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(digests).encode())
+        except OSError as error:
+            logger.warning("what the graphs are cannot be remembered in %s: %s", self._folder, error)
+        return digests
+
+    def _recipe(self) -> str:
+        recipe = {
+            "model": self._model.to_json(),
+            "form": self._form.to_json(),
+            "weights": self.weights_digest,
+            "torch": str(torch.__version__),
+            "onnx": importlib.metadata.version("onnx"),
+            "sources": _sources_digest(),
+        }
+        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _sources_digest() -> str:
+    digest = hashlib.sha256()
+    for package in (vlad_engines.export, vlad_engines.model):
+        for folder in package.__path__:
+            for path in sorted(pathlib.Path(folder).glob("*.py")):
+                digest.update(path.name.encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

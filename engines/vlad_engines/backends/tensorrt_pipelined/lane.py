@@ -1,0 +1,145 @@
+"""A lane of engines: a slot of its own, and graphs of every engine over that slot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from vlad_configs.errors import EngineError
+from vlad_configs.models import ModelConfig
+from vlad_engines.backends.tensorrt.components import make_components
+from vlad_engines.backends.tensorrt.device import Device, Event, Stream
+from vlad_engines.backends.tensorrt.loaded_engine import BoundContext, LoadedEngine
+from vlad_engines.backends.tensorrt.slot import Array, Slot
+from vlad_engines.export.spec import Component, GraphForm, ShapeKey
+from vlad_engines.processing.model_inputs import ModelInputs
+
+_PREPARATION = -1
+"""Request id of the run that prepares a shape. Pipelines count their requests from zero."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """Requests computed together, and the shape of engine that they fit."""
+
+    key: ShapeKey
+    inputs: Sequence[ModelInputs]
+    noise: Sequence[Array]
+
+
+class SharedContexts:
+    """An engine that has one context per shape for all slots.
+
+    TensorRT 8.6 gives a profile to one context at a time. That is enough: a recorded graph keeps the
+    addresses of its slot, and graphs of one component never run side by side.
+    """
+
+    def __init__(self, engine: LoadedEngine) -> None:
+        self.manifest = engine.manifest
+        self._engine = engine
+        self._contexts: dict[tuple[tuple[str, tuple[int, ...]], ...], BoundContext] = {}
+
+    @property
+    def device_bytes(self) -> int:
+        """See `LoadedEngine.device_bytes`."""
+        return self._engine.device_bytes
+
+    def create_context(self, shapes: Mapping[str, tuple[int, ...]], stream: Stream) -> BoundContext:
+        """See `LoadedEngine.create_context`. Who gets the context binds all of it before recording."""
+        key = tuple(sorted(shapes.items()))
+        if key not in self._contexts:
+            self._contexts[key] = self._engine.create_context(shapes, stream)
+        return self._contexts[key]
+
+
+class DeviceOrder:
+    """See `overlap.streams.DeviceStreams`, over a TensorRT `Device`."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.front, self.back = device.create_stream(), device.create_stream()
+
+    def event(self) -> Event:
+        """See `overlap.streams.DeviceStreams.event`."""
+        return self._device.create_event()
+
+    def record(self, event: Event, stream: Stream) -> None:
+        """See `overlap.streams.DeviceStreams.record`."""
+        event.record(stream)
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        """See `overlap.streams.DeviceStreams.wait`."""
+        stream.wait_for(event)
+
+    def synchronize(self, event: Event) -> None:
+        """See `overlap.streams.DeviceStreams.synchronize`."""
+        with self._device.active():
+            event.synchronize()
+
+    def seconds(self, begin: Event, end: Event) -> float:
+        """See `overlap.streams.DeviceStreams.seconds`."""
+        with self._device.active():
+            return end.seconds_since(begin)
+
+
+class TensorRtLane:
+    """See `overlap.schedule.Lane`."""
+
+    def __init__(
+        self,
+        device: Device,
+        config: ModelConfig,
+        form: GraphForm,
+        keys: Sequence[ShapeKey],
+        engines: Mapping[Component, SharedContexts],
+        order: DeviceOrder,
+    ) -> None:
+        self._order = order
+        self._slot = Slot(device, config, form, keys, order.front)
+        # Components ask an engine for its manifest and for contexts, and here get shared ones.
+        contexts = cast("Mapping[Component, LoadedEngine]", engines)
+        self._components = make_components(contexts, device, self._slot, use_graphs=True)
+        self._request_id: int | None = None
+        self._batch: Batch | None = None
+
+    def prepare(self, batch: Batch) -> None:
+        """Run a batch once, so that graphs exist for its shape. Nothing may be in flight meanwhile."""
+        order = self._order
+        self.load(_PREPARATION, batch)
+        self.vision(_PREPARATION, order.front)
+        self.prefix(_PREPARATION, order.front)
+        self._finish(order.front)
+        self.denoise(_PREPARATION, order.back)
+        self._finish(order.back)
+
+    def load(self, request_id: int, request: Batch) -> None:
+        """See `overlap.schedule.Lane.load`."""
+        self._request_id, self._batch = request_id, request
+
+    def vision(self, request_id: int, stream: Stream) -> None:
+        """See `overlap.schedule.Lane.vision`."""
+        if self._request_id != request_id or self._batch is None:
+            raise EngineError(f"lane holds request {self._request_id}, a stage expected request {request_id}")
+        batch, self._batch = self._batch, None
+        self._slot.load(request_id, batch.key, batch.inputs, batch.noise, stream)
+        self._components["vision"](self._slot, request_id, stream)
+
+    def prefix(self, request_id: int, stream: Stream) -> None:
+        """See `overlap.schedule.Lane.prefix`."""
+        self._components["prefix"](self._slot, request_id, stream)
+
+    def denoise(self, request_id: int, stream: Stream) -> None:
+        """See `overlap.schedule.Lane.denoise`."""
+        self._components["denoise"](self._slot, request_id, stream)
+        self._slot.enqueue_download(stream)
+
+    def take(self, request_id: int) -> Array:
+        """See `overlap.schedule.Lane.take`; `[B, H, A]` float32."""
+        self._slot.require(request_id)
+        return self._slot.take_actions()
+
+    def _finish(self, stream: Stream) -> None:
+        done = self._order.event()
+        self._order.record(done, stream)
+        self._order.synchronize(done)
