@@ -18,6 +18,8 @@ from vlad_engines.backends.triton.stages import DenoiseStage, PrefixStage, Visio
 from vlad_engines.backends.triton.weights import FusedWeights, from_pair_order, fuse_weights
 from vlad_engines.backends.triton.workspace import Workspace
 from vlad_engines.model import openpi_names
+from vlad_engines.model.euler import euler_schedule
+from vlad_engines.model.guided_flow import FlowGuidance, guided_path
 from vlad_engines.model.observation import Observation
 from vlad_engines.model.pi0 import Pi0
 
@@ -62,6 +64,35 @@ def break_on_purpose(mistake: str, weights: FusedWeights) -> FusedWeights:
     return dataclasses.replace(weights, constants=constants)
 
 
+def random_guidance(config: ModelConfig, generator: torch.Generator) -> FlowGuidance:
+    """The second sample continues an earlier chunk, the first one is sampled plainly."""
+    shape = (len(PROMPTS), config.action_horizon, config.action_dim)
+    weights = torch.rand(shape, generator=generator)
+    weights[0], weights[1, -1] = 0.0, 0.0
+    return FlowGuidance(
+        weights=weights,
+        target=torch.randn(shape, generator=generator),
+        gains=torch.rand(len(PROMPTS), STEPS, generator=generator),
+        frozen=torch.zeros(len(PROMPTS), dtype=torch.int32),
+    )
+
+
+def expected_guided(
+    reference: Pi0, observation: Observation, noise: torch.Tensor, guidance: FlowGuidance
+) -> torch.Tensor:
+    """The reference's chunk under guidance."""
+    prefix = reference.embed_prefix(observation)
+    cache = reference.compute_prefix_kv_cache(prefix)
+    suffix = reference.place_suffix(prefix.embeddings.shape[1], prefix.lengths)
+    conditioning = reference.step_conditioning(STEPS)
+
+    def velocity(step: int, x_t: torch.Tensor) -> torch.Tensor:
+        return reference.denoise_step_with_cache(x_t, conditioning[step], observation.state, cache, suffix)
+
+    *_, actions = guided_path(velocity, noise, euler_schedule(STEPS), guidance)
+    return actions
+
+
 @torch.inference_mode()
 def main(family: Family, mistake: str) -> None:
     config = small_config(family)
@@ -69,7 +100,7 @@ def main(family: Family, mistake: str) -> None:
     device = torch.device("cpu")
     fused = fuse_weights(config, weights, num_steps=STEPS, device=device, precision="fp32")
     workspace = Workspace(device)
-    slot = Slot(config, SlotKey(len(PROMPTS), CAMERAS, BUCKET), torch.float32, workspace)
+    slot = Slot(config, SlotKey(len(PROMPTS), CAMERAS, BUCKET), torch.float32, workspace, STEPS)
     generator = torch.Generator().manual_seed(1)
     slot.images.copy_(torch.randint(256, slot.images.shape, generator=generator, dtype=torch.uint8))
     slot.tokens.copy_(torch.randint(config.vocab_size, slot.tokens.shape, generator=generator))
@@ -84,13 +115,20 @@ def main(family: Family, mistake: str) -> None:
     prefix = reference.embed_prefix(observation)
     cache = reference.compute_prefix_kv_cache(prefix)
     expected = reference.sample_actions(observation, slot.noise.clone(), STEPS)
+    guidance = random_guidance(config, generator)
+    guided = expected_guided(reference, observation, slot.noise.clone(), guidance)
 
     if mistake:
         fused = break_on_purpose(mistake, fused)
     VisionStage(config, fused, slot, workspace)()
     vision_tokens = slot.image_tokens.clone()
     PrefixStage(config, fused, slot, workspace)()
-    DenoiseStage(config, fused, slot, workspace)()
+    denoise = DenoiseStage(config, fused, slot, workspace)
+    denoise()
+    plain_actions = slot.actions.clone()
+    for mine, theirs in zip(slot.guidance.device, guidance, strict=True):
+        mine.copy_(theirs)
+    denoise()
 
     def cache_difference(mine: torch.Tensor, theirs: torch.Tensor) -> float:
         return max(
@@ -104,7 +142,9 @@ def main(family: Family, mistake: str) -> None:
                 "vision_tokens": float((vision_tokens - prefix.embeddings[:, :image_rows]).abs().max()),
                 "prefix_keys": cache_difference(from_pair_order(slot.keys), cache.keys),
                 "prefix_values": cache_difference(slot.values, cache.values),
-                "actions": float((slot.actions - expected).abs().max()),
+                "actions": float((plain_actions - expected).abs().max()),
+                "guided_actions": float((slot.actions - guided).abs().max()),
+                "guided_by": float((guided - expected).abs().max()),
             }
         )
     )

@@ -41,6 +41,8 @@ def test_stages_compute_what_the_reference_computes(family: str) -> None:
     assert differences["prefix_keys"] < 2e-5
     assert differences["prefix_values"] < 2e-5
     assert differences["actions"] < 2e-5
+    assert differences["guided_actions"] < 2e-5
+    assert differences["guided_by"] > 0.1
 
 
 @pytest.mark.parametrize("mistake", ["gate", "position"])

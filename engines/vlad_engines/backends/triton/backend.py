@@ -16,8 +16,10 @@ from torch import Tensor
 
 from vlad_configs.errors import ConfigError, EngineError
 from vlad_configs.models import CAMERA_SLOTS, ModelConfig
+from vlad_configs.rtc import GuidanceMode
 from vlad_engines.backends.base import BackendOptions, InferenceResult
 from vlad_engines.backends.capabilities import Trace
+from vlad_engines.backends.triton import denoise_loop
 from vlad_engines.backends.triton.engine import CapturedEngine
 from vlad_engines.backends.triton.slot import SlotKey
 from vlad_engines.backends.triton.weights import fuse_weights
@@ -32,17 +34,48 @@ def prompt_buckets(max_token_len: int) -> tuple[int, ...]:
 
 
 class TritonBackend:
-    """Graphs for each (batch, cameras, prompt bucket); see `SlotKey`."""
+    """Graphs for each (batch, cameras, prompt bucket); see `SlotKey`.
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], options: BackendOptions) -> None:
+    Args:
+        whole_device: denoise in one launch that occupies the whole GPU, where there is a kernel for it.
+            Nothing else runs beside that.
+    """
+
+    guidance_modes: tuple[GuidanceMode, ...] = ("guided_identity",)
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        options: BackendOptions,
+        *,
+        whole_device: bool = True,
+    ) -> None:
         self._config = config
         self._options = options
         self._device = torch.device(options.device)
-        self._weights = fuse_weights(config, weights, num_steps=options.num_steps, device=self._device)
+        self._buckets = prompt_buckets(config.max_token_len)
+        with torch.cuda.device(self._device):
+            in_one_launch = [whole_device and denoise_loop.supports(config, key) for key in self._keys()]
+        self._weights = fuse_weights(
+            config,
+            weights,
+            num_steps=options.num_steps,
+            device=self._device,
+            with_layers=not all(in_one_launch),
+            with_loop=any(in_one_launch),
+        )
+        self._denoise_kernels = " and ".join(
+            name
+            for name, is_used in (
+                ("one launch", any(in_one_launch)),
+                ("a chain of launches", not all(in_one_launch)),
+            )
+            if is_used
+        )
         # The unfused weights are garbage now, three gigabytes of it at full size.
         gc.collect()
         torch.cuda.empty_cache()
-        self._buckets = prompt_buckets(config.max_token_len)
         self._workspace = Workspace(self._device)
         self._engines: dict[SlotKey, CapturedEngine] = {}
 
@@ -81,7 +114,11 @@ class TritonBackend:
             "version": f"triton {triton.__version__}, torch {torch.__version__}",
             "device": torch.cuda.get_device_name(self._device),
         }
-        return {stage: dict(part) for stage in ("vision", "prefix", "denoise")}
+        return {
+            "vision": dict(part),
+            "prefix": dict(part),
+            "denoise": {**part, "kernels": self._denoise_kernels},
+        }
 
     def close(self) -> None:
         """See `Backend.close`."""

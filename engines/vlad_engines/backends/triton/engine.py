@@ -13,6 +13,8 @@ from torch import Tensor
 
 from vlad_configs.models import ModelConfig
 from vlad_engines.backends.capabilities import Trace
+from vlad_engines.backends.triton import denoise_loop
+from vlad_engines.backends.triton.denoise_loop import DenoiseLoop
 from vlad_engines.backends.triton.slot import Slot, SlotKey
 from vlad_engines.backends.triton.stages import DenoiseStage, PrefixStage, VisionStage
 from vlad_engines.backends.triton.weights import FusedWeights, from_pair_order
@@ -40,7 +42,8 @@ class CapturedEngine:
     ) -> None:
         self.key = key
         self._image_tokens = key.cameras * config.siglip.num_tokens
-        slot = Slot(config, key, weights.token_embedding.dtype, workspace)
+        steps = len(weights.schedule.times)
+        slot = Slot(config, key, weights.token_embedding.dtype, workspace, steps)
         self.slot = slot
         self._host_inputs = [
             (torch.zeros_like(buffer, device="cpu").pin_memory(), buffer)
@@ -51,7 +54,11 @@ class CapturedEngine:
         self._host_actions = torch.zeros_like(slot.actions, device="cpu").pin_memory()
         self.vision = VisionStage(config, weights, slot, workspace)
         self.prefix = PrefixStage(config, weights, slot, workspace)
-        self.denoise = DenoiseStage(config, weights, slot, workspace)
+        self.denoise: DenoiseStage | DenoiseLoop
+        if weights.expert_loop is not None and denoise_loop.supports(config, key):
+            self.denoise = DenoiseLoop(config, weights, slot, workspace)
+        else:
+            self.denoise = DenoiseStage(config, weights, slot, workspace)
         self._graphs = self._capture()
         self._marks = [
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -94,6 +101,7 @@ class CapturedEngine:
         )
 
     def _fill(self, inputs: Sequence[ModelInputs], noise: Sequence[npt.NDArray[np.float32]]) -> None:
+        self.slot.guidance.fill([sample.guidance for sample in inputs])
         images, tokens, lengths, state, noise_buffer = (host.numpy() for host, _ in self._host_inputs)
         cameras = self.key.cameras
         for index, (sample, sample_noise) in enumerate(zip(inputs, noise, strict=True)):
@@ -108,6 +116,7 @@ class CapturedEngine:
     def _upload(self) -> None:
         for host, buffer in self._host_inputs:
             buffer.copy_(host, non_blocking=True)
+        self.slot.guidance.upload()
 
     def _capture(self) -> list[torch.cuda.CUDAGraph]:
         """Run each stage on a side stream, so that kernels are compiled, then capture it."""

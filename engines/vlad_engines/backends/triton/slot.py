@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlad_configs.models import ModelConfig
 from vlad_engines.backends.triton.workspace import Workspace
+from vlad_engines.guidance_buffers import GuidanceBuffers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +39,14 @@ class Slot:
         lengths: `[B]` int32, real prefix tokens.
         state: `[B, A]` float32.
         noise, actions: `[B, H, A]` float32.
+        guidance: how the chunks continue earlier ones.
         embeddings: `[B, P, W]`, image tokens before prompt tokens.
         keys, values: `[layers, B, P + S, head_dim]`; the suffix's rows stand behind the prefix's.
     """
 
-    def __init__(self, config: ModelConfig, key: SlotKey, dtype: torch.dtype, workspace: Workspace) -> None:
+    def __init__(
+        self, config: ModelConfig, key: SlotKey, dtype: torch.dtype, workspace: Workspace, num_steps: int
+    ) -> None:
         vlm, siglip, size = config.vlm, config.siglip, config.siglip.image_size
         batch, bucket = key.batch, key.prompt_bucket
         self.batch = batch
@@ -58,6 +62,7 @@ class Slot:
         self.state = get("slot.state", batch, config.action_dim, dtype=torch.float32)
         self.noise = get("slot.noise", *actions, dtype=torch.float32)
         self.actions = get("slot.actions", *actions, dtype=torch.float32)
+        self.guidance = GuidanceBuffers(config, num_steps, workspace.device, batch)
         self.embeddings = get("slot.embeddings", batch, self.prefix, vlm.width, dtype=dtype)
         self.keys = get("slot.keys", *cache, dtype=dtype)
         self.values = get("slot.values", *cache, dtype=dtype)

@@ -213,11 +213,14 @@ class DenoiseStage:
             flow_step.euler_step(
                 self._residual.x,
                 constants.scale[step, -1],
-                constants.final_shift[step],
+                constants.shift[step, -1],
                 (weights.action_out.weight, weights.action_out.bias),
                 x_t,
                 (action_in.project, action_in.step_bias[step if is_last else step + 1]),
                 self._mixing,
+                guidance=slot.guidance.device,
+                index=step,
+                time=weights.schedule.times[step],
                 step=weights.schedule.step,
                 horizon=config.action_horizon,
                 suffix=slot.suffix,
@@ -233,7 +236,7 @@ class DenoiseStage:
         skinny.norm_qkv(
             self._residual,
             layer.qkv,
-            constants.qkv_shift[step, index],
+            constants.qkv_shift[index][step],
             weights.rope_cos,
             weights.rope_sin,
             slot.lengths,
@@ -246,7 +249,7 @@ class DenoiseStage:
         self._project_attention(
             self._mixed.flatten(1), layer.out, gate[2 * index], scale[2 * index + 1], self._residual
         )
-        skinny.norm_geglu(self._residual, layer.gate_up, constants.gate_up_shift[step, index], self._hidden)
+        skinny.norm_geglu(self._residual, layer.gate_up, constants.gate_up_shift[index][step], self._hidden)
         self._project_hidden(
             self._hidden, layer.down, gate[2 * index + 1], scale[2 * index + 2], self._residual
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlad_configs.models import GemmaConfig, ModelConfig
+from vlad_engines.backends.triton.cuda.packing import pack_layer
 from vlad_engines.backends.triton.kernels.skinny import gate_up_tiles
 from vlad_engines.model.flow import EulerSchedule, euler_schedule
 from vlad_engines.model.gemma import GemmaLayer
@@ -97,17 +98,18 @@ class ExpertConstants:
 
     Attributes:
         scale: `[steps, 2 * layers + 1, width]`, 1 + s.
+        shift: `[steps, 2 * layers + 1, width]`; zeros for pi0.
         gate: `[steps, 2 * layers, width]`; ones for pi0.
-        qkv_shift: `[steps, layers, (heads + 2) * head_dim]`: the norm's shift times the merged matrix.
-        gate_up_shift: `[steps, layers, 2 * mlp_dim]`.
-        final_shift: `[steps, width]`.
+        qkv_shift: of each layer of `FusedWeights.expert`, `[steps, (heads + 2) * head_dim]`: the norm's shift
+            times the merged matrix.
+        gate_up_shift: likewise, `[steps, 2 * mlp_dim]`.
     """
 
     scale: Tensor
+    shift: Tensor
     gate: Tensor
-    qkv_shift: Tensor
-    gate_up_shift: Tensor
-    final_shift: Tensor
+    qkv_shift: list[Tensor]
+    gate_up_shift: list[Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +132,17 @@ class ActionInput:
 
 @dataclasses.dataclass(frozen=True)
 class FusedWeights:
-    """All that the three stages read. `schedule` fixes the steps that the constants belong to."""
+    """All that the three stages read. `schedule` fixes the steps that the constants belong to.
+
+    The expert's layers are there in the forms that were asked for: `expert` for the chain of kernels,
+    `expert_loop` `[layers, 128, chunks, 8192]` for `denoise_loop`, see `pack_layer`.
+    """
 
     vision: VisionWeights
     token_embedding: Tensor
     prefix: tuple[PrefixLayer, ...]
     expert: tuple[ExpertLayer, ...]
+    expert_loop: Tensor | None
     constants: ExpertConstants
     action_in: ActionInput
     action_out: Linear
@@ -152,24 +159,30 @@ def fuse_weights(
     num_steps: int,
     device: torch.device,
     precision: Precision = "bf16",
+    with_layers: bool = True,
+    with_loop: bool = False,
 ) -> FusedWeights:
     """Load tensors under their openpi names and fuse them.
 
     Args:
         precision: `bf16` keeps float32 where openpi does. `fp32` is for the interpreter, whose matrix
             products know no bf16.
+        with_layers: make the expert's layers for the chain of Triton kernels.
+        with_loop: make them for `denoise_loop`.
 
     Raises:
         CheckpointError: where names or shapes do not fit `config`.
     """
     model = Pi0.from_openpi_weights(config, weights, precision, device)
-    expert_layers = tuple(_expert_layer(layer, config.expert) for layer in _layers(model.expert.layers))
+    layers = _layers(model.expert.layers)
+    expert = tuple(_expert_layer(layer, config.expert) for layer in layers) if with_layers else ()
     return FusedWeights(
         vision=_vision(model),
         token_embedding=model.token_embedding.weight,
         prefix=_prefix(model, config.vlm),
-        expert=expert_layers,
-        constants=_constants(model, expert_layers, num_steps),
+        expert=expert,
+        expert_loop=_expert_loop(layers, config.expert) if with_loop else None,
+        constants=_constants(model, expert, num_steps),
         action_in=_action_input(model, num_steps),
         action_out=_linear(model.action_out_proj),
         rope_cos=model.rope_cos,
@@ -275,6 +288,21 @@ def _expert_layer(layer: GemmaLayer, config: GemmaConfig) -> ExpertLayer:
     )
 
 
+def _expert_loop(layers: list[GemmaLayer], config: GemmaConfig) -> Tensor:
+    return torch.stack(
+        [
+            pack_layer(
+                _merged_qkv(layer, config.head_dim),
+                layer.self_attn.o_proj.weight,
+                layer.mlp.gate_proj.weight,
+                layer.mlp.up_proj.weight,
+                layer.mlp.down_proj.weight,
+            )
+            for layer in layers
+        ]
+    )
+
+
 def _constants(model: Pi0, layers: tuple[ExpertLayer, ...], num_steps: int) -> ExpertConstants:
     steps = len(euler_schedule(num_steps).times)
     if model.config.family == "pi05":
@@ -287,15 +315,13 @@ def _constants(model: Pi0, layers: tuple[ExpertLayer, ...], num_steps: int) -> E
         shift, gate = torch.zeros_like(scale), torch.ones_like(scale)
     return ExpertConstants(
         scale=(1.0 + scale).contiguous(),
+        shift=shift.contiguous(),
         # The reference rounds the gate to the residual's dtype.
         gate=gate[:, :-1].to(model.activation_dtype).float().contiguous(),
-        qkv_shift=torch.stack(
-            [shift[:, 2 * index] @ layer.qkv.float().T for index, layer in enumerate(layers)], dim=1
-        ),
-        gate_up_shift=torch.stack(
-            [shift[:, 2 * index + 1] @ layer.gate_up.float().T for index, layer in enumerate(layers)], dim=1
-        ),
-        final_shift=shift[:, -1].contiguous(),
+        qkv_shift=[shift[:, 2 * index] @ layer.qkv.float().T for index, layer in enumerate(layers)],
+        gate_up_shift=[
+            shift[:, 2 * index + 1] @ layer.gate_up.float().T for index, layer in enumerate(layers)
+        ],
     )
 
 

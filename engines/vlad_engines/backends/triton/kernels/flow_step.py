@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from vlad_engines.backends.triton.kernels.norms import EPSILON
+from vlad_engines.model.guided_flow import FlowGuidance
 
 
 @triton.jit
@@ -102,9 +103,15 @@ def _euler_step(
     out_weight_ptr,
     out_bias_ptr,
     x_t_ptr,
+    guide_ptr,
+    target_ptr,
+    gains_ptr,
+    time,
     in_weight_ptr,
     in_bias_ptr,
     token_ptr,
+    index,
+    STEPS: tl.constexpr,
     STEP: tl.constexpr,
     HORIZON: tl.constexpr,
     SUFFIX: tl.constexpr,
@@ -141,7 +148,12 @@ def _euler_step(
             other=0.0,
         )
         velocity += tl.sum(weight * normed[None, :], axis=1)
-    x_t = tl.load(x_t_ptr + row * ACTION_DIM + action, mask=real, other=0.0) + STEP * velocity
+    before = tl.load(x_t_ptr + row * ACTION_DIM + action, mask=real, other=0.0)
+    guide = tl.load(guide_ptr + row * ACTION_DIM + action, mask=real, other=0.0)
+    target = tl.load(target_ptr + row * ACTION_DIM + action, mask=real, other=0.0)
+    gain = tl.load(gains_ptr + row // HORIZON * STEPS + index)
+    x_t = before + STEP * velocity
+    x_t = tl.where(guide != 0.0, x_t + gain * guide * (target - (before - time * velocity)), x_t)
     tl.store(x_t_ptr + row * ACTION_DIM + action, x_t, mask=real)
     if not IS_LAST:
         _embed_actions(
@@ -166,6 +178,9 @@ def euler_step(
     in_projection: tuple[torch.Tensor, torch.Tensor],
     tokens: torch.Tensor,
     *,
+    guidance: FlowGuidance,
+    index: int,
+    time: float,
     step: float,
     horizon: int,
     suffix: int,
@@ -174,6 +189,8 @@ def euler_step(
 ) -> None:
     """`x_t += step * velocity(hidden)` in float32, then the tokens of the next pass unless it was the last.
 
+    Where there is guidance, x_t is also pulled towards an earlier chunk; see `model/guided_flow.py`.
+
     Args:
         hidden: `[B * suffix, width]`, the residual behind the last layer, before the final norm.
         scale, shift: `[width]` float32 of the final norm: 1 + s and b.
@@ -181,6 +198,7 @@ def euler_step(
         x_t: `[B * horizon, action_dim]` float32.
         in_projection: `[width, action_dim]`, `[width]` float32.
         tokens: `[B * horizon, width]` float32; with `silu`, after a SiLU.
+        index, time: of the step, and where it begins.
     """
     rows, action_dim = x_t.shape
     width = hidden.shape[1]
@@ -190,8 +208,14 @@ def euler_step(
         shift,
         *out_projection,
         x_t,
+        guidance.weights,
+        guidance.target,
+        guidance.gains,
+        time,
         *in_projection,
         tokens,
+        index,
+        STEPS=guidance.gains.shape[1],
         STEP=step,
         HORIZON=horizon,
         SUFFIX=suffix,

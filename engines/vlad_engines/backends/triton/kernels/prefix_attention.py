@@ -12,7 +12,7 @@ import triton.language as tl
 
 from vlad_engines.backends.triton.kernels.tiling import power_of_two_divisor
 
-BLOCK_KEYS = 64
+BLOCK_KEYS = 32
 
 
 @triton.jit
@@ -170,5 +170,6 @@ def prefix_attention(
         KEY_BLOCKS=triton.cdiv(tokens, BLOCK_KEYS),
         SCALE=head_dim**-0.5,
         num_warps=4,
-        num_stages=2,
+        # One request leaves multiprocessors half empty, so that loads need more of a head start.
+        num_stages=3 if lengths.shape[0] == 1 else 2,
     )

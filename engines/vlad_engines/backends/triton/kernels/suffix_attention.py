@@ -107,7 +107,6 @@ class SuffixAttention:
         has_state: True where the first suffix row is pi0's state token.
     """
 
-    BLOCK_ROWS = 16
     NUM_WARPS = 8
 
     def __init__(
@@ -122,9 +121,10 @@ class SuffixAttention:
         workspace: Workspace,
     ) -> None:
         self._prefix, self._suffix, self._has_state = prefix, suffix, has_state
-        self._block_rows = self.BLOCK_ROWS
         # Few rows need many splits to fill the GPU; many rows fill it, and then combining costs more.
-        self._block_keys = 64 if samples * suffix * heads <= 256 else 128
+        rows = samples * suffix * heads
+        self._block_keys = 64 if rows <= 256 else 128
+        self._block_rows = 16 if rows <= 512 else 32
         self._blocks = triton.cdiv(suffix * heads, self._block_rows)
         self._splits = triton.cdiv(prefix + suffix, self._block_keys)
         parts = samples * self._blocks * self._splits
