@@ -34,6 +34,8 @@ class Contract:
         delta_mask: per action column, True where the model predicts a difference to the state;
             None where no column does. Columns past its end are absolute.
         image_resize: how an image that is not 224x224 becomes one.
+        trained_max_delay: longest delay for which the checkpoint was trained to continue a chunk whose
+            first actions are given (arXiv 2512.05964); None where it was not.
         default_prompt: used where neither the request nor the daemon names one.
         metadata: extra keys for the client, such as `reset_pose`.
         sources: for each derived field, in words, where its value came from.
@@ -49,6 +51,7 @@ class Contract:
     delta_mask: tuple[bool, ...] | None
     image_resize: ImageResize
     prompt_state_dims: int | None = None
+    trained_max_delay: int | None = None
     default_prompt: str | None = None
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)

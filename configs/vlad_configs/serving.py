@@ -11,6 +11,7 @@ from vlad_configs.errors import ConfigError
 BackendName = Literal["pytorch", "triton", "triton_pipelined", "tensorrt", "tensorrt_pipelined"]
 Precision = Literal["fp32", "bf16"]
 
+MAX_BATCH_SIZE = 16
 MIN_MESSAGE_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 1 << 30
 
@@ -27,11 +28,16 @@ class ServeConfig:
         num_steps: denoising steps; None for the checkpoint's own.
         precision: None for the device's usual one, which the metadata then names.
         device: torch device; None for the GPU where there is one.
+        batch_sizes: how many requests may share one computation; 1 is always possible. Only for backends that
+            compute batches.
+        devices: torch devices, with an engine worker on each; empty for one worker on `device`.
         tokenizer, norm_stats: files that replace those found beside the checkpoint.
         host, port: where robots connect; port 0 picks a free one.
         metrics_port: where `/metrics` and the health paths are served as well; 0 picks a free one.
         api_key: clients must present it; None admits everyone.
         max_message_bytes: largest request.
+        max_waiting: requests that may wait for a worker; what comes on top is refused as `busy`.
+        session_ttl_s: seconds for which a robot's session outlives its connection.
         record_dir: where requests and replies are recorded; None records nothing.
         drain_s: seconds that requests in flight get at SIGTERM.
         send_timeout_s: seconds that a client may leave its reply unread.
@@ -48,6 +54,8 @@ class ServeConfig:
     num_steps: int | None = None
     precision: Precision | None = None
     device: str | None = None
+    batch_sizes: tuple[int, ...] = (1,)
+    devices: tuple[str, ...] = ()
     tokenizer: str | None = None
     norm_stats: str | None = None
     host: str = "127.0.0.1"
@@ -55,6 +63,8 @@ class ServeConfig:
     metrics_port: int = 9100
     api_key: str | None = None
     max_message_bytes: int = 64 << 20
+    max_waiting: int = 256
+    session_ttl_s: float = 60.0
     record_dir: str | None = None
     drain_s: float = 30.0
     send_timeout_s: float = 5.0
@@ -81,19 +91,37 @@ class ServeConfig:
                 f"--max-message-bytes must lie in {MIN_MESSAGE_BYTES}..{MAX_MESSAGE_BYTES}, "
                 f"not {self.max_message_bytes}"
             )
+        if not all(1 <= size <= MAX_BATCH_SIZE for size in self.batch_sizes):
+            raise ConfigError(
+                f"--batch-sizes must lie in 1..{MAX_BATCH_SIZE}, not {', '.join(map(str, self.batch_sizes))}"
+            )
+        if self.devices and self.device is not None:
+            raise ConfigError("--device and --devices contradict each other; give one of them")
+        if self.max_waiting < 1:
+            raise ConfigError(f"--max-waiting must be at least 1, not {self.max_waiting}")
+        if self.session_ttl_s < 0:
+            raise ConfigError(f"--session-seconds must not be negative, not {self.session_ttl_s}")
         if self.api_key is not None and not self.api_key.strip():
             raise ConfigError("the api key is empty; leave it out to admit everyone")
         if self.drain_s < 0 or self.send_timeout_s <= 0:
             raise ConfigError("drain_s must not be negative and send_timeout_s must be positive")
 
     @property
+    def worker_devices(self) -> tuple[str | None, ...]:
+        """The device of each engine worker; None for the GPU where there is one."""
+        return self.devices or (self.device,)
+
+    @property
     def robot(self) -> Environment:
         """The environment that `environment` names."""
         return ENVIRONMENTS[self.environment]
 
-    @property
-    def policy_options(self) -> dict[str, object]:
-        """For the engine worker: the arguments of `UnifiedPolicy`, and `allow_low_fidelity`."""
+    def policy_options(self, device: str | None) -> dict[str, object]:
+        """For one engine worker: the arguments of `UnifiedPolicy`, and `allow_low_fidelity`.
+
+        Args:
+            device: torch device; None for the GPU where there is one.
+        """
         return {
             "checkpoint_dir": self.checkpoint,
             "backend": self.backend,
@@ -101,7 +129,8 @@ class ServeConfig:
             "env": self.environment,
             "config": self.openpi_config,
             "precision": self.precision,
-            "device": self.device,
+            "device": device,
+            "batch_sizes": sorted({1, *self.batch_sizes}),
             "tokenizer": self.tokenizer,
             "norm_stats": self.norm_stats,
             "default_prompt": self.default_prompt,

@@ -7,10 +7,11 @@ W width of the VLM (2048), L layers (18), H action horizon, A action width (32).
 |---|---|---|
 | vision  | `pixels` (C, 3, 224, 224) | `image_tokens` (C*T, W), projector included |
 | prefix  | `image_tokens`, `prompt_tokens` (n) | `cache`: K and V, (L, 1, kv_heads, P, head_dim) each |
-| denoise | `noise` (1, H, A), `state` (1, A; pi0 only), `cache` | `actions` (1, H, A), float32 integration |
+| denoise | `noise` (1, H, A), `state` (1, A; pi0 only), `cache`, `guidance` | `actions` (1, H, A) |
 
-Pixels, noise, state and actions are float32; tokens, embeddings and K/V have the activation dtype of the
-precision. A component only enqueues work on the device's current stream: it never waits for the device.
+Pixels, noise, state, guidance and actions are float32, and so is the integration; tokens, embeddings and
+K/V have the activation dtype of the precision. A component only enqueues work on the device's current
+stream: it never waits for the device.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from torch import Tensor
 
 from vlad_configs.errors import EngineError
 from vlad_configs.models import CAMERA_SLOTS, ModelConfig
+from vlad_configs.rtc import GuidanceMode
+from vlad_engines.guidance_buffers import GuidanceBuffers
+from vlad_engines.model.guided_flow import FlowGuidance
 from vlad_engines.model.pi0 import KVCache
+from vlad_engines.processing.guidance import Guidance
 from vlad_engines.processing.model_inputs import ModelInputs
 
 
@@ -33,11 +38,16 @@ class Slot:
 
     Buffers are made once, for the largest request of the model; the properties are views of the part that
     the present request fills. Addresses therefore never change.
+
+    Attributes:
+        guidance_mode: how the present request continues an earlier chunk; None where it does not. A graph
+            that reads `guidance` needs it only to tell `guided_vjp` apart.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, num_steps: int) -> None:
         self.device = device
         self.request_id: int | None = None
+        self.guidance_mode: GuidanceMode | None = None
         self._config = config
         self._num_cameras = 0
         self._num_prompt_tokens = 0
@@ -68,6 +78,7 @@ class Slot:
         self.noise = on_device(actions, torch.float32)
         self.actions = on_device(actions, torch.float32)
         self._host_actions = on_host(actions, torch.float32)
+        self._guidance = GuidanceBuffers(config, num_steps, device)
 
     def load(self, request_id: int, inputs: ModelInputs, noise: npt.NDArray[np.float32]) -> None:
         """Take over a request and enqueue its upload. The caller's arrays are free again on return.
@@ -86,6 +97,7 @@ class Slot:
         self._host_tokens.numpy()[: len(inputs.tokens)] = inputs.tokens
         self._host_state.numpy()[0] = inputs.state
         self._host_noise.numpy()[0] = noise
+        self._load_guidance(inputs.guidance)
         self._tokens.copy_(self._host_tokens, non_blocking=True)
         self.state.copy_(self._host_state, non_blocking=True)
         self.noise.copy_(self._host_noise, non_blocking=True)
@@ -135,6 +147,11 @@ class Slot:
         length = self.prefix_length
         return KVCache(self._keys[:, :, :, :length], self._values[:, :, :, :length])
 
+    @property
+    def guidance(self) -> FlowGuidance:
+        """How the chunk continues an earlier one; all weights and frozen actions 0 for plain sampling."""
+        return self._guidance.device
+
     def enqueue_download(self) -> None:
         """Start copying the actions to the host."""
         self._host_actions.copy_(self.actions, non_blocking=True)
@@ -143,6 +160,14 @@ class Slot:
         """A copy `[H, A]` of the downloaded actions; the device must have finished by then."""
         actions: npt.NDArray[np.float32] = self._host_actions.numpy()[0].copy()
         return actions
+
+    def _load_guidance(self, guidance: Guidance | None) -> None:
+        mode = None if guidance is None else guidance.mode
+        if mode is None and self.guidance_mode is None:
+            return  # the buffers hold zeros already
+        self.guidance_mode = mode
+        self._guidance.fill([guidance])
+        self._guidance.upload()
 
     def _load_images(self, images: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> None:
         dtype = torch.uint8 if images.dtype == np.uint8 else torch.float32
@@ -174,6 +199,7 @@ class Slot:
         if not cameras and not real:
             raise EngineError("neither a camera nor a prompt token to look at")
         _check_array("state", inputs.state, (config.action_dim,), ("float64", "float32"))
+        self._guidance.check([inputs.guidance])
         _check_array("noise", noise, (config.action_horizon, config.action_dim), ("float32",))
         return real
 

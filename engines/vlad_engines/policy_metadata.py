@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlad_engines.backends.base import BackendOptions
@@ -16,11 +16,18 @@ def describe_policy(
     options: BackendOptions,
     components: Mapping[str, Any],
     default_prompt: str | None,
+    batch_sizes: Sequence[int],
+    rtc: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Collect the metadata; plain JSON and msgpack types, no path of this machine.
 
     `action_horizon` and `action_dim` are the shape of the chunks that the robot receives,
-    `noise_shape` that of the optional request key `vlad/noise`.
+    `noise_shape` that of the optional request key `vlad/noise`. `vlad` is what the engine has to say
+    about the additions to the protocol; the daemon adds its own.
+
+    Args:
+        batch_sizes: of `UnifiedPolicy`.
+        rtc: from `ContinuationPlanner.capabilities`.
     """
     contract = checkpoint.contract
     robot, model = contract.environment, contract.model
@@ -51,5 +58,7 @@ def describe_policy(
         "precision": options.precision,
         "device": options.device,
         "kv_cache": options.enable_kv_cache,
+        "batch_sizes": list(batch_sizes),
+        "vlad": {"rtc": None if rtc is None else dict(rtc)},
         **contract.metadata,
     }

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from vlad_configs.contract import Contract
-from vlad_configs.errors import ConfigError, ObservationError
-from vlad_engines.backends.base import BackendOptions, InferenceResult, Precision
+from vlad_configs.errors import ConfigError
+from vlad_configs.rtc import ChunkContinuation
+from vlad_engines.backends.base import BackendOptions, Precision
+from vlad_engines.backends.capabilities import Batched, Guided, Overlapped
 from vlad_engines.backends.registry import check_backend, create_backend
 from vlad_engines.checkpoint.open_weights import open_weights
 from vlad_engines.checkpoint.policy_checkpoint import PolicyCheckpoint, open_policy_checkpoint
 from vlad_engines.fidelity.cache import FidelityCache
 from vlad_engines.fidelity.gate import LoadedPolicy, admit
+from vlad_engines.model.euler import euler_schedule
+from vlad_engines.overlap.meter import OverlapReport
+from vlad_engines.pending_chunk import PendingChunk, PreparedRequest, computed_now, make_reply
 from vlad_engines.policy_metadata import describe_policy
+from vlad_engines.processing.continuation import ContinuationPlanner
+from vlad_engines.processing.noise import NoiseSource
 from vlad_engines.processing.processor import Processor
 from vlad_engines.processing.tokenizer import SentencePieceTokenizer
 
@@ -28,13 +35,11 @@ logger = logging.getLogger("vlad.policy")
 
 ReportProgress = Callable[[str, float], None]
 
-_STAGES = ("vision", "prefix", "denoise")
-
 
 class UnifiedPolicy:
     """One checkpoint, ready to turn observations into action chunks. Works offline.
 
-    Not thread-safe: one `infer` at a time.
+    Not thread-safe: all calls come from one thread.
 
     Args:
         checkpoint_dir: openpi PyTorch or LeRobot directory, told apart by content; `demo`; or `random:pi05`
@@ -49,6 +54,7 @@ class UnifiedPolicy:
         tokenizer: SentencePiece file; None to look beside the checkpoint and in `OPENPI_DATA_HOME`.
         norm_stats: `norm_stats.json`; None for the checkpoint's own.
         default_prompt: for observations without one.
+        batch_sizes: how many observations `infer_batch` shall take, for backends that compute batches.
         progress: told the stage of loading and how far it is, 0..1.
 
     Raises:
@@ -71,6 +77,7 @@ class UnifiedPolicy:
         tokenizer: str | None = None,
         norm_stats: str | None = None,
         default_prompt: str | None = None,
+        batch_sizes: Sequence[int] = (1,),
         progress: ReportProgress | None = None,
         **unknown: Any,
     ) -> None:
@@ -90,12 +97,30 @@ class UnifiedPolicy:
             SentencePieceTokenizer(checkpoint.tokenizer, checkpoint.contract.model.vocab_size),
             default_prompt,
         )
-        self._options = _backend_options(checkpoint, num_denoising_steps, enable_kv_cache, precision, device)
+        self._options = _backend_options(
+            checkpoint, num_denoising_steps, enable_kv_cache, precision, device, batch_sizes
+        )
         report("loading the weights", 0.1)
         weights = open_weights(checkpoint, self._options.device)
         self._backend = create_backend(backend, checkpoint.contract.model, weights, self._options)
+        if self.batch_sizes != self._options.batch_sizes:
+            self._backend.close()
+            raise ConfigError(
+                f"backend '{backend}' computes one request at a time: batch_sizes must be (1,), "
+                f"not {self._options.batch_sizes}"
+            )
         self._loaded = LoadedPolicy(
             checkpoint, self._processor, weights, self._backend, backend, self._options
+        )
+        model = self._contract.model
+        self._planner = ContinuationPlanner(
+            self._processor,
+            times=euler_schedule(self._options.num_steps).times,
+            horizon=model.action_horizon,
+            action_dim=model.action_dim,
+            action_width=self._contract.environment.action_width,
+            modes=self._backend.guidance_modes if isinstance(self._backend, Guided) else (),
+            trained_max_delay=self._contract.trained_max_delay,
         )
         self._metadata = describe_policy(
             checkpoint,
@@ -103,8 +128,10 @@ class UnifiedPolicy:
             options=self._options,
             components=self._backend.describe(),
             default_prompt=self._processor.default_prompt,
+            batch_sizes=self.batch_sizes,
+            rtc=self._planner.capabilities(),
         )
-        self._noise_source = np.random.Generator(np.random.PCG64())
+        self._noise_source = NoiseSource(model.action_horizon, model.action_dim)
         report("loaded", 1.0)
 
     @property
@@ -123,6 +150,7 @@ class UnifiedPolicy:
         *,
         noise: npt.ArrayLike | None = None,
         seed: int | None = None,
+        chunk_continuation: ChunkContinuation | None = None,
     ) -> dict[str, Any]:
         """Compute the action chunk for one observation.
 
@@ -130,31 +158,104 @@ class UnifiedPolicy:
             observation: the robot's keys, openpi's; never written to.
             noise: where the flow starts, `[H, action_dim]` or `[1, H, action_dim]`, taken as float32.
             seed: draws the noise reproducibly; the same seed gives the same chunk, bit by bit.
+            chunk_continuation: what is left of the chunk that the robot executes meanwhile.
 
         Returns:
-            `actions` float64 `[H, action width]`; `policy_timing`, milliseconds per stage.
+            `actions` float64 `[H, action width]`; `policy_timing`, milliseconds per stage. For the next
+            continuation: `model_actions` float32 `[H, action_dim]`, the chunk in the model's space, and
+            `anchor_state` float64 `[state width]`, the robot's state that belongs to it. With a
+            continuation also `rtc`: `mode`, `delay`, `prefix_end`, `beta`, `schedule`, `valid_from`
+            (the first action meant to be executed) and `note`, which says why it is not what was asked for.
 
         Raises:
-            ObservationError: for an observation, noise or seed that does not fit.
+            ObservationError: for an observation, noise, seed or continuation that does not fit.
             EngineError: where the engine failed, or returned non-finite actions.
         """
-        start = time.perf_counter()
-        inputs = self._processor.prepare(observation)
-        initial = self._noise(noise, seed)
-        prepared = time.perf_counter()
-        result = self._backend.infer(inputs, initial)
-        computed = time.perf_counter()
-        actions = self._processor.finish(result.actions, inputs)
-        finished = time.perf_counter()
-        return {
-            "actions": actions,
-            "policy_timing": {
-                "infer_ms": (computed - prepared) * 1e3,
-                "preprocess_ms": (prepared - start) * 1e3,
-                **_stage_timing(result),
-                "postprocess_ms": (finished - computed) * 1e3,
-            },
-        }
+        pending = self.start(observation, noise=noise, seed=seed, chunk_continuation=chunk_continuation)
+        return pending.result()
+
+    def start(
+        self,
+        observation: Mapping[str, Any],
+        *,
+        noise: npt.ArrayLike | None = None,
+        seed: int | None = None,
+        chunk_continuation: ChunkContinuation | None = None,
+    ) -> PendingChunk:
+        """Hand one observation over; the chunk is `infer`'s, to be had from `PendingChunk.result`.
+
+        A `_pipelined` backend returns while the device still works, so that the next observation can be
+        handed over, and waits only where it has no place left. The others return when they are done.
+        Always called from one thread; results may be waited for in others.
+
+        Args:
+            observation, noise, seed, chunk_continuation: as for `infer`.
+
+        Raises:
+            ObservationError: for an observation, noise, seed or continuation that does not fit.
+            EngineError: where an overlapped backend cannot take the request. What fails later is raised
+                by `PendingChunk.result`.
+        """
+        request = self._prepare(observation, noise, seed, chunk_continuation)
+        backend, handed_over = self._backend, time.perf_counter()
+        if isinstance(backend, Overlapped):
+            computing = backend.start(request.inputs, request.noise)
+        else:
+            computing = computed_now(lambda: backend.infer(request.inputs, request.noise))
+        return PendingChunk(request, computing, self._processor, handed_over)
+
+    def infer_batch(
+        self,
+        observations: Sequence[Mapping[str, Any]],
+        *,
+        noise: Sequence[npt.ArrayLike | None] | None = None,
+        seeds: Sequence[int | None] | None = None,
+        chunk_continuations: Sequence[ChunkContinuation | None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Compute the chunks of several observations together, as many as one of `batch_sizes`.
+
+        Args:
+            observations: with the same cameras each.
+            noise, seeds, chunk_continuations: for each observation, as for `infer`; None for none at all.
+
+        Returns:
+            What `infer` would return for each. Stage times are those of the whole batch.
+
+        Raises:
+            ConfigError: for a number of observations that is none of `batch_sizes`.
+            ObservationError: for the first one that does not fit.
+            EngineError: where the engine failed, or returned non-finite actions.
+        """
+        count = len(observations)
+        if count not in self.batch_sizes:
+            raise ConfigError(f"{count} observations at once; this policy takes {list(self.batch_sizes)}")
+        nothing = [None] * count
+        rows = zip(
+            observations, noise or nothing, seeds or nothing, chunk_continuations or nothing, strict=True
+        )
+        requests = [self._prepare(*row) for row in rows]
+        backend, handed_over = self._backend, time.perf_counter()
+        inputs, starts = [request.inputs for request in requests], [request.noise for request in requests]
+        if count > 1:
+            assert isinstance(backend, Batched)
+            results = backend.infer_batch(inputs, starts)
+        else:
+            results = [backend.infer(inputs[0], starts[0])]
+        infer_s = time.perf_counter() - handed_over
+        return [
+            make_reply(request, result, self._processor, infer_s)
+            for request, result in zip(requests, results, strict=True)
+        ]
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """How many observations `infer_batch` takes, ascending."""
+        return self._options.batch_sizes if isinstance(self._backend, Batched) else (1,)
+
+    @property
+    def overlap(self) -> OverlapReport | None:
+        """What requests in flight computed side by side so far; None for a sequential backend."""
+        return self._backend.overlap if isinstance(self._backend, Overlapped) else None
 
     def warm_up(self, progress: ReportProgress | None = None) -> None:
         """Do once what would make the first request slow."""
@@ -185,40 +286,25 @@ class UnifiedPolicy:
         """Give weights and buffers back; the policy cannot be used afterwards."""
         self._backend.close()
 
-    def _noise(self, noise: npt.ArrayLike | None, seed: int | None) -> npt.NDArray[np.float32]:
-        shape = (self._contract.model.action_horizon, self._contract.model.action_dim)
-        if noise is not None:
-            if seed is not None:
-                raise ObservationError("vlad/seed", "either a seed or noise", "both")
-            return _given_noise(noise, shape)
-        source = self._noise_source if seed is None else np.random.Generator(np.random.PCG64(_seed(seed)))
-        return source.standard_normal(shape, dtype=np.float32)
-
-
-def _seed(seed: Any) -> int:
-    number = seed.item() if isinstance(seed, np.ndarray | np.generic) and np.size(seed) == 1 else seed
-    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        raise ObservationError("vlad/seed", "an integer of 0 or more", f"{type(seed).__name__} {seed!r:.64}")
-    return number
-
-
-def _given_noise(noise: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
-    expected = f"finite float32 of shape {list(shape)} or {[1, *shape]}"
-    try:
-        array = np.asarray(noise)
-    except ValueError:
-        raise ObservationError("vlad/noise", expected, "a ragged list") from None
-    if array.dtype.kind != "f" or array.shape not in (shape, (1, *shape)):
-        raise ObservationError("vlad/noise", expected, f"{array.dtype} of shape {list(array.shape)}")
-    with np.errstate(over="ignore"):
-        values = array.reshape(shape).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ObservationError("vlad/noise", expected, "non-finite numbers")
-    return values
-
-
-def _stage_timing(result: InferenceResult) -> dict[str, float]:
-    return {f"{stage}_ms": float(result.stage_seconds[stage]) * 1e3 for stage in _STAGES}
+    def _prepare(
+        self,
+        observation: Mapping[str, Any],
+        noise: npt.ArrayLike | None,
+        seed: int | None,
+        continuation: ChunkContinuation | None,
+    ) -> PreparedRequest:
+        start = time.perf_counter()
+        inputs, plan = self._processor.prepare(observation), None
+        if continuation is not None:
+            plan = self._planner.plan(continuation, inputs)
+            inputs = dataclasses.replace(inputs, guidance=plan.guidance)
+        return PreparedRequest(
+            inputs=inputs,
+            noise=self._noise_source.draw(noise, seed),
+            anchor_state=self._processor.robot_state(observation),
+            plan=plan,
+            preprocess_s=time.perf_counter() - start,
+        )
 
 
 def _backend_options(
@@ -227,10 +313,14 @@ def _backend_options(
     enable_kv_cache: bool,
     precision: Precision | None,
     device: str | None,
+    batch_sizes: Sequence[int],
 ) -> BackendOptions:
     steps = checkpoint.contract.num_denoising_steps if num_denoising_steps is None else num_denoising_steps
     if not isinstance(steps, int) or isinstance(steps, bool):
         raise ConfigError(f"num_denoising_steps must be an integer, not {steps!r}")
+    sizes = tuple(sorted(set(batch_sizes)))
+    if sizes[:1] != (1,):
+        raise ConfigError(f"batch_sizes must be 1 or more, with 1 among them, not {list(batch_sizes)}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision is None:
@@ -243,6 +333,7 @@ def _backend_options(
         device=device,
         enable_kv_cache=enable_kv_cache,
         camera_counts=tuple(range(required, len(cameras) + 1)),
+        batch_sizes=sizes,
     )
 
 

@@ -5,6 +5,7 @@ Started by the server as `python -m vlad_engines.worker SOCKET_FD MEMORY_FD SLOT
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import select
@@ -12,35 +13,20 @@ import signal
 import socket
 import sys
 import threading
-import time
-import traceback
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from vlad_configs.errors import EngineError, ObservationError, VladError
+from vlad_configs.errors import VladError
+from vlad_configs.rtc import ChunkContinuation
 from vlad_engines import worker_protocol as protocol
+from vlad_engines.answering import Pending, Policy, answer, at_most
 
 logger = logging.getLogger("vlad.worker")
 
 MAX_REASON_BYTES = protocol.MAX_PACKET_BYTES - 1024
 """Of a start that failed; a checkpoint with a thousand odd tensors can have more to say."""
 
-_CUT_MARK = "\n[... too long to show in full]"
-
 ReportProgress = Callable[[str, float], None]
-
-
-class Policy(Protocol):
-    """What a worker serves; `UnifiedPolicy` is one."""
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """For clients; msgpack types only."""
-        ...
-
-    def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`{"actions": float64 [H, D], "policy_timing": {name: milliseconds}}`."""
-        ...
 
 
 PolicyFactory = Callable[[Mapping[str, Any], ReportProgress], Policy]
@@ -72,40 +58,15 @@ def serve(make_policy: PolicyFactory, arguments: list[str]) -> int:
     try:
         policy = make_policy(configure.options, report)
     except VladError as error:
-        _send(link, protocol.StartFailed(_at_most(MAX_REASON_BYTES, str(error))))
+        _send(link, protocol.StartFailed(at_most(MAX_REASON_BYTES, str(error))))
         return 1
     except Exception as error:
         logger.exception("the policy could not be built")
-        _send(link, protocol.StartFailed(_at_most(MAX_REASON_BYTES, f"{type(error).__name__}: {error}")))
+        _send(link, protocol.StartFailed(at_most(MAX_REASON_BYTES, f"{type(error).__name__}: {error}")))
         return 1
-    _send(link, protocol.Ready(dict(policy.metadata)))
-    while (message := _receive(link)) is not None:
-        assert isinstance(message, protocol.Infer)
-        _send(link, _answer(policy, slots, message))
+    _send(link, protocol.Ready(dict(policy.metadata), list(policy.batch_sizes)))
+    answer(policy, slots, functools.partial(_receive, link), functools.partial(_send, link))
     return 0
-
-
-def _answer(policy: Policy, slots: protocol.SharedSlots, request: protocol.Infer) -> protocol.Message:
-    slots.begin(request.slot)
-    started = time.perf_counter()
-    try:
-        result = policy.infer(slots.load_observation(request.observation))
-        seconds = time.perf_counter() - started
-        shape = slots.store_chunk(request.slot, result["actions"])
-        return protocol.Chunk(request.request_id, shape, started, seconds, dict(result["policy_timing"]))
-    except ObservationError as error:
-        return protocol.Refused(request.request_id, error.key, error.expected, error.received)
-    except EngineError as error:
-        return protocol.Failed(request.request_id, _at_most(4096, str(error)), "")
-    except Exception as error:
-        reason = _at_most(4096, f"{type(error).__name__}: {error}")
-        return protocol.Failed(request.request_id, reason, traceback.format_exc()[-32768:])
-
-
-def _at_most(limit: int, text: str) -> str:
-    """The text cut to `limit` bytes of UTF-8, and a mark where something is gone."""
-    encoded = text.encode(errors="replace")
-    return encoded[:limit].decode(errors="ignore") + _CUT_MARK * (len(encoded) > limit)
 
 
 def _send(link: socket.socket, message: protocol.Message) -> None:
@@ -138,7 +99,7 @@ def _unified_policy(options: Mapping[str, Any], report: ReportProgress) -> Polic
 
 
 class _ServedPolicy:
-    """Takes the reserved request keys of `docs/protocol.md` out of an observation."""
+    """A `UnifiedPolicy`, told in its own words what the reserved keys of an observation ask for."""
 
     def __init__(self, policy: Any) -> None:
         self._policy = policy
@@ -148,12 +109,45 @@ class _ServedPolicy:
         metadata: Mapping[str, Any] = self._policy.metadata
         return metadata
 
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        sizes: Sequence[int] = self._policy.batch_sizes
+        return sizes
+
+    @property
+    def overlaps(self) -> bool:
+        """True for backends that compute one request beside the other."""
+        return self._policy.overlap is not None
+
+    def start(self, observation: Mapping[str, Any]) -> Pending:
+        robot_keys, noise, seed, continuation = _taken_apart(observation)
+        pending: Pending = self._policy.start(
+            robot_keys, noise=noise, seed=seed, chunk_continuation=continuation
+        )
+        return pending
+
     def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
-        observation = dict(observation)
-        noise = observation.pop("vlad/noise", None)
-        seed = observation.pop("vlad/seed", None)
-        result: Mapping[str, Any] = self._policy.infer(observation, noise=noise, seed=seed)
+        robot_keys, noise, seed, continuation = _taken_apart(observation)
+        result: Mapping[str, Any] = self._policy.infer(
+            robot_keys, noise=noise, seed=seed, chunk_continuation=continuation
+        )
         return result
+
+    def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        robot_keys, noise, seeds, continuations = zip(*map(_taken_apart, observations), strict=True)
+        results: Sequence[Mapping[str, Any]] = self._policy.infer_batch(
+            robot_keys, noise=noise, seeds=seeds, chunk_continuations=continuations
+        )
+        return results
+
+
+def _taken_apart(observation: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Any, ChunkContinuation | None]:
+    """The robot's own keys, noise, seed and continuation of a request."""
+    robot_keys = dict(observation)
+    noise = robot_keys.pop("vlad/noise", None)
+    seed = robot_keys.pop("vlad/seed", None)
+    fields = robot_keys.pop(protocol.CONTINUATION_KEY, None)
+    return robot_keys, noise, seed, None if fields is None else ChunkContinuation(**fields)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,16 @@ MAX_PACKET_BYTES = 160 * 1024
 """Below the default socket buffer of Linux, which bounds a SEQPACKET packet."""
 
 REPLY_BYTES = 1 << 20
-"""Room for one action chunk in a slot; also set aside for alignment."""
+"""Room for the arrays of one reply in a slot; also set aside for alignment."""
+
+KEPT_BYTES = 4 << 20
+"""What a slot may keep of the host's memory after a request; two images of 640x480 are 1.8 MB."""
+
+MAX_OUTLINE_BYTES = MAX_PACKET_BYTES - 1024
+"""Of an observation without its arrays."""
+
+CONTINUATION_KEY = "vlad/continuation"
+"""Key of a handed-over observation whose value has the fields of a `ChunkContinuation`."""
 
 _ALIGNMENT = 64
 _ARRAY_CODE = 1
@@ -36,11 +46,21 @@ class Configure:
 
 @dataclasses.dataclass(frozen=True)
 class Infer:
-    """Server to worker: compute the observation that lies in `slot`. `observation` is its packed outline."""
+    """Server to worker: compute the observation that lies in `slot`.
+
+    Attributes:
+        observation: its packed outline.
+        more: how many messages with the same batch follow at once; 0 for the last one and for a lone one.
+        begin_by: the time.perf_counter() at which the result has become useless; None for never.
+        continuable: True where the arrays that a continuation needs are to come back as well.
+    """
 
     request_id: int
     slot: int
     observation: bytes
+    more: int = 0
+    begin_by: float | None = None
+    continuable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +73,15 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Ready:
-    """Worker to server: requests may come. `metadata` goes to clients."""
+    """Worker to server: requests may come.
+
+    Attributes:
+        metadata: goes to clients.
+        batch_sizes: how many requests may share one computation, ascending, 1 among them.
+    """
 
     metadata: dict[str, Any]
+    batch_sizes: list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +93,32 @@ class StartFailed:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Worker to server: float64 actions of `shape` lie in the reply part of the request's slot.
+    """Worker to server: the arrays of a reply lie in the reply part of the request's slot.
 
-    `started` is the time.perf_counter() at which computing began (one clock for all processes of a
-    Linux host), `seconds` how long it took, `timing` the policy's own figures in milliseconds.
+    Attributes:
+        arrays: packed outline of `actions`, and of `model_actions` and `anchor_state` where asked for.
+        started: the time.perf_counter() at which computing began (one clock for all processes of a
+            Linux host).
+        seconds: how long it took, for the whole batch.
+        batch: how many requests were computed together.
+        timing: the policy's own figures in milliseconds.
+        rtc: how the chunk continues the one before, for the client; None where it does not.
     """
 
     request_id: int
-    shape: list[int]
+    arrays: bytes
     started: float
     seconds: float
+    batch: int
     timing: dict[str, float]
+    rtc: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """Worker to server: not computed, because it was revoked or its time had passed before it began."""
+
+    request_id: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +140,34 @@ class Failed:
     detail: str
 
 
-Message = Configure | Infer | Progress | Ready | StartFailed | Chunk | Refused | Failed
+Message = Configure | Infer | Progress | Ready | StartFailed | Chunk | Skipped | Refused | Failed
 
-_KINDS: tuple[type[Any], ...] = (Configure, Infer, Progress, Ready, StartFailed, Chunk, Refused, Failed)
+_KINDS: tuple[type[Any], ...] = (
+    *(Configure, Infer, Progress, Ready, StartFailed),
+    *(Chunk, Skipped, Refused, Failed),
+)
 _CODES = {kind: code for code, kind in enumerate(_KINDS)}
 _FIELDS = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in _KINDS}
+
+
+class _Packer(threading.local):
+    """Used again and again, by each thread its own; packb() makes one with a buffer of its own each time."""
+
+    def __init__(self) -> None:
+        self.packer = msgpack.Packer()
+
+
+_own = _Packer()
+
+
+def _pack(value: Any) -> bytes:
+    packer = _own.packer
+    try:
+        packed: bytes = packer.pack(value)
+    except Exception:
+        packer.reset()
+        raise
+    return packed
 
 
 def pack_message(message: Message) -> bytes:
@@ -113,7 +177,7 @@ def pack_message(message: Message) -> bytes:
         ValueError: for a message that does not fit into one packet.
     """
     kind = type(message)
-    packet: bytes = msgpack.packb([_CODES[kind], *(getattr(message, name) for name in _FIELDS[kind])])
+    packet = _pack([_CODES[kind], *[getattr(message, name) for name in _FIELDS[kind]]])
     if len(packet) > MAX_PACKET_BYTES:
         raise ValueError(f"{kind.__name__} message of {len(packet)} bytes exceeds {MAX_PACKET_BYTES}")
     return packet
@@ -127,20 +191,26 @@ def unpack_message(packet: bytes) -> Message:
 
 
 class SharedSlots:
-    """Slots of shared memory; each holds one request's arrays, its reply, and whether it was begun.
+    """Slots of shared memory; each holds one request's arrays, its reply, and two notes about it.
 
     The server creates them and hands the file descriptor to its worker. A `memfd` has no name, so
-    nothing is left behind however either process ends. Pages cost memory only once touched.
+    nothing is left behind however either process ends. Pages cost memory only once touched, and those of
+    a large request go back with `release`.
+
+    The notes are a byte each, with one writer: the worker notes that it began, the server that it no longer
+    wants the result. They may cross; then the worker's answer tells what came first.
     """
 
     def __init__(self, fd: int, count: int, request_bytes: int) -> None:
         self.fd = fd
         self.count = count
         self._request_bytes = _align(request_bytes) + REPLY_BYTES
-        self._stride = self._request_bytes + REPLY_BYTES + _ALIGNMENT
+        # Whole pages, so that the pages of one slot can be given back.
+        self._stride = _align(self._request_bytes + REPLY_BYTES + _ALIGNMENT, mmap.PAGESIZE)
         if os.fstat(fd).st_size < self.total_bytes:
             os.ftruncate(fd, self.total_bytes)
         self._memory = mmap.mmap(fd, self.total_bytes)
+        self._used = [0] * count
 
     @classmethod
     def create(cls, count: int, request_bytes: int) -> SharedSlots:
@@ -155,32 +225,31 @@ class SharedSlots:
     def store_observation(self, slot: int, observation: Mapping[str, Any]) -> bytes:
         """Copy an observation's arrays into a slot and return its outline for `Infer`.
 
-        The slot counts as not begun from here on.
+        The slot counts as neither begun nor revoked from here on.
 
         Raises:
-            ValueError: where the arrays do not fit.
+            ValueError: where the arrays do not fit, or where too much of it is not arrays.
+            TypeError, OverflowError: for values that cannot be handed over.
         """
         start = slot * self._stride
-        end = start + self._request_bytes
-        position = start
-
-        def place(array: Any) -> msgpack.ExtType:
-            nonlocal position
-            if isinstance(array, np.generic):
-                array = np.asarray(array)
-            if not isinstance(array, np.ndarray):
-                raise TypeError(f"cannot hand over {type(array).__name__}")
-            if position + array.nbytes > end:
-                raise ValueError(f"observation of more than {self._request_bytes} bytes")
-            target = np.ndarray(array.shape, array.dtype, self._memory, position)
-            np.copyto(target, array)
-            outline = msgpack.packb([position, array.dtype.str, array.shape])
-            position = _align(position + array.nbytes)
-            return msgpack.ExtType(_ARRAY_CODE, outline)
-
-        outline: bytes = msgpack.packb(observation, default=place)
+        outline, end = self._store(observation, start, start + self._request_bytes, "observation")
+        if len(outline) > MAX_OUTLINE_BYTES:
+            raise ValueError(f"observation with more than {MAX_OUTLINE_BYTES} bytes beside its arrays")
+        self._used[slot] = end - start
         self._memory[self._begun(slot)] = 0
+        self._memory[self._revoked(slot)] = 0
         return outline
+
+    def load_observation(self, outline: bytes) -> dict[str, Any]:
+        """Rebuild an observation; its arrays are read-only views of the slot."""
+        return self._load(outline)
+
+    def release(self, slot: int) -> None:
+        """Give the memory of a large request back; the slot's arrays are lost. Called by the server."""
+        if self._used[slot] > KEPT_BYTES:
+            start = slot * self._stride
+            self._memory.madvise(mmap.MADV_REMOVE, start, _align(self._used[slot], mmap.PAGESIZE))
+            self._used[slot] = 0
 
     def begin(self, slot: int) -> None:
         """Note that the worker computes this slot's request now."""
@@ -190,9 +259,53 @@ class SharedSlots:
         """True where a worker got as far as computing this slot's request."""
         return self._memory[self._begun(slot)] == 1
 
-    def load_observation(self, outline: bytes) -> dict[str, Any]:
-        """Rebuild an observation; its arrays are read-only views of the slot."""
+    def revoke(self, slot: int) -> None:
+        """Note that nobody wants this slot's request any more."""
+        self._memory[self._revoked(slot)] = 1
 
+    def is_revoked(self, slot: int) -> bool:
+        """True where the server no longer wants this slot's request."""
+        return self._memory[self._revoked(slot)] == 1
+
+    def store_reply(self, slot: int, arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+        """Copy a reply's arrays into a slot and return their outline for `Chunk`.
+
+        Raises:
+            ValueError: for arrays that are larger than `REPLY_BYTES` together.
+        """
+        start = slot * self._stride + self._request_bytes
+        return self._store(arrays, start, start + REPLY_BYTES, "reply")[0]
+
+    def load_reply(self, outline: bytes) -> dict[str, npt.NDArray[Any]]:
+        """Copies of a reply's arrays, so that the slot is free for the next request."""
+        return {name: array.copy() for name, array in self._load(outline).items()}
+
+    def _begun(self, slot: int) -> int:
+        return (slot + 1) * self._stride - 1
+
+    def _revoked(self, slot: int) -> int:
+        return (slot + 1) * self._stride - 2
+
+    def _store(self, value: Mapping[str, Any], start: int, end: int, what: str) -> tuple[bytes, int]:
+        position = start
+
+        def place(array: Any) -> msgpack.ExtType:
+            nonlocal position
+            if isinstance(array, np.generic):
+                array = np.asarray(array)
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"cannot hand over {type(array).__name__}")
+            if position + array.nbytes > end:
+                raise ValueError(f"{what} of more than {end - start} bytes")
+            np.copyto(np.ndarray(array.shape, array.dtype, self._memory, position), array)
+            outline = _pack([position, array.dtype.str, array.shape])
+            position = _align(position + array.nbytes)
+            return msgpack.ExtType(_ARRAY_CODE, outline)
+
+        packed: bytes = msgpack.packb(value, default=place)
+        return packed, position
+
+    def _load(self, outline: bytes) -> dict[str, Any]:
         def view(code: int, data: bytes) -> npt.NDArray[Any]:
             assert code == _ARRAY_CODE
             position, dtype, shape = msgpack.unpackb(data)
@@ -200,30 +313,9 @@ class SharedSlots:
             array.flags.writeable = False
             return array
 
-        observation: dict[str, Any] = msgpack.unpackb(outline, ext_hook=view)
-        return observation
-
-    def store_chunk(self, slot: int, actions: npt.NDArray[np.float64]) -> list[int]:
-        """Copy float64 actions into the reply part of a slot and return their shape.
-
-        Raises:
-            ValueError: for a chunk larger than `REPLY_BYTES`.
-        """
-        if actions.nbytes > REPLY_BYTES:
-            raise ValueError(f"action chunk of {actions.nbytes} bytes exceeds {REPLY_BYTES}")
-        np.copyto(self._reply(slot, actions.shape), actions)
-        return list(actions.shape)
-
-    def load_chunk(self, slot: int, shape: list[int]) -> npt.NDArray[np.float64]:
-        """A copy of the actions in a slot, so that the slot is free for the next request."""
-        return self._reply(slot, tuple(shape)).copy()
-
-    def _begun(self, slot: int) -> int:
-        return (slot + 1) * self._stride - 1
-
-    def _reply(self, slot: int, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-        return np.ndarray(shape, np.float64, self._memory, slot * self._stride + self._request_bytes)
+        value: dict[str, Any] = msgpack.unpackb(outline, ext_hook=view)
+        return value
 
 
-def _align(position: int) -> int:
-    return -(-position // _ALIGNMENT) * _ALIGNMENT
+def _align(position: int, to: int = _ALIGNMENT) -> int:
+    return -(-position // to) * to

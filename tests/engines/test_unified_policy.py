@@ -25,7 +25,6 @@ from vlad_configs.environments import ENVIRONMENTS
 from vlad_configs.errors import CheckpointError, ConfigError, EngineError, ObservationError
 from vlad_configs.models import Family
 from vlad_configs.openpi_configs import OPENPI_CONFIGS
-from vlad_engines.backends.registry import BACKEND_NAMES, available_backends
 from vlad_engines.unified_policy import UnifiedPolicy
 
 TIMING_KEYS = {"infer_ms", "preprocess_ms", "vision_ms", "prefix_ms", "denoise_ms", "postprocess_ms"}
@@ -177,12 +176,6 @@ def test_unknown_options_are_named_with_the_known_ones(libero: pathlib.Path) -> 
             assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKEND_NAMES if name not in available_backends()])
-def test_a_backend_that_does_not_exist_yet_is_refused(libero: pathlib.Path, backend: str) -> None:
-    with pytest.raises(ConfigError, match=f"'{backend}' is not implemented"):
-        UnifiedPolicy(checkpoint_dir=str(libero), backend=backend, num_denoising_steps=3)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -273,3 +266,53 @@ def test_both_layouts_of_one_policy_act_alike(
         UnifiedPolicy(str(lerobot), env=environment, device="cpu").infer(observation, seed=1),
     ]
     np.testing.assert_allclose(replies[0]["actions"], replies[1]["actions"], rtol=0, atol=1e-4)
+
+
+# ---- several requests ----
+
+
+def test_started_chunks_are_those_of_infer_in_whatever_order_they_are_taken(policy: UnifiedPolicy) -> None:
+    expected = [policy.infer(libero_observation(seed), seed=seed)["actions"] for seed in range(3)]
+    pending = [policy.start(libero_observation(seed), seed=seed) for seed in range(3)]
+    for seed in (2, 0, 1):
+        reply = pending[seed].result()
+        assert reply["actions"].tobytes() == expected[seed].tobytes()
+        assert set(reply["policy_timing"]) == TIMING_KEYS
+        assert pending[seed].done()
+        assert pending[seed].result() is reply
+
+
+def test_what_fails_after_the_start_is_raised_by_the_result(policy: UnifiedPolicy) -> None:
+    with pytest.raises(ObservationError, match="'vlad/seed'"):
+        policy.start(libero_observation(), seed=-1)
+    closed = UnifiedPolicy("random:pi05_dummy", device="cpu")
+    closed.close()
+    pending = closed.start(libero_observation())
+    with pytest.raises(EngineError, match="closed"):
+        pending.result()
+
+
+def test_a_sequential_backend_overlaps_nothing_and_takes_one_observation(policy: UnifiedPolicy) -> None:
+    assert policy.overlap is None
+    assert policy.batch_sizes == (1,)
+    assert policy.metadata["batch_sizes"] == [1]
+    (reply,) = policy.infer_batch([libero_observation()], seeds=[5])
+    np.testing.assert_array_equal(reply["actions"], policy.infer(libero_observation(), seed=5)["actions"])
+    with pytest.raises(ConfigError, match=r"2 observations at once; this policy takes \[1\]"):
+        policy.infer_batch([libero_observation()] * 2)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((1, 2), r"backend 'pytorch' computes one request at a time: batch_sizes must be \(1,\)"),
+        ((2,), "with 1 among them"),
+        ((0, 1), "with 1 among them"),
+        ((), "with 1 among them"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(
+    libero: pathlib.Path, sizes: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        UnifiedPolicy(str(libero), device="cpu", batch_sizes=sizes)

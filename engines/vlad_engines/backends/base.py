@@ -57,10 +57,12 @@ class InferenceResult:
         actions: `[action_horizon, action_dim]`, normalised, an array of its own.
         stage_seconds: `vision`, `prefix`, `denoise`: seconds each stage took on the device.
             `vision` includes the upload of the request.
+        overlapped_seconds: how long its vision and prefix ran beside another request's denoising.
     """
 
     actions: npt.NDArray[np.float32]
     stage_seconds: Mapping[str, float]
+    overlapped_seconds: float = 0.0
 
 
 class Backend(Protocol):

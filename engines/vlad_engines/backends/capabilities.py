@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from vlad_configs.rtc import GuidanceMode
 from vlad_engines.backends.base import InferenceResult
+from vlad_engines.overlap.meter import OverlapReport
 from vlad_engines.processing.model_inputs import ModelInputs
 
 Array = npt.NDArray[np.float32]
@@ -49,6 +52,19 @@ class Traceable(Protocol):
 
 
 @runtime_checkable
+class Guided(Protocol):
+    """A backend that can continue earlier chunks: it obeys `ModelInputs.guidance` wherever it takes inputs.
+
+    Backends without this attribute get no guidance.
+    """
+
+    @property
+    def guidance_modes(self) -> tuple[GuidanceMode, ...]:
+        """The modes it runs; `guided_identity` is always among them."""
+        ...
+
+
+@runtime_checkable
 class Batched(Protocol):
     """A backend that runs several requests at once."""
 
@@ -63,5 +79,29 @@ class Batched(Protocol):
 
         Raises:
             EngineError: where the requests do not fit the model or each other.
+        """
+        ...
+
+
+@runtime_checkable
+class Overlapped(Protocol):
+    """A backend that keeps several requests in flight: `infer` is `start` and the wait for its result."""
+
+    @property
+    def overlap(self) -> OverlapReport:
+        """What ran side by side so far, by the device's clock; may be read from any thread."""
+        ...
+
+    def start(self, inputs: ModelInputs, noise: Array) -> Future[InferenceResult]:
+        """Enqueue a request and return; waits for a free place where all are taken.
+
+        Called from one thread, the one that also calls everything else of the backend. The future may be
+        waited for in any. Requests finish in the order in which they start.
+
+        Args:
+            noise: `[H, A]`.
+
+        Raises:
+            EngineError: for inputs that do not fit the model, or after `close`.
         """
         ...

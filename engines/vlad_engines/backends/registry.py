@@ -13,24 +13,22 @@ from vlad_engines.backends.base import Backend, BackendOptions
 if TYPE_CHECKING:
     import torch
 
-BACKEND_NAMES = ("pytorch", "triton", "triton_pipelined", "tensorrt", "tensorrt_pipelined")
-"""Every name that `--backend` knows, also those that this version does not implement."""
-
 _MODULES: Mapping[str, str] = {
     "pytorch": "vlad_engines.backends.pytorch.backend",
     "triton": "vlad_engines.backends.triton.backend",
+    "triton_pipelined": "vlad_engines.backends.triton_pipelined.backend",
+    "tensorrt": "vlad_engines.backends.tensorrt.backend",
+    "tensorrt_pipelined": "vlad_engines.backends.tensorrt_pipelined.backend",
 }
+
+BACKEND_NAMES = tuple(_MODULES)
+"""Every name that `--backend` knows. `_pipelined` is the same engine in the overlapped schedule."""
 
 
 class _BackendModule(Protocol):
     def create(
         self, config: ModelConfig, weights: Mapping[str, torch.Tensor], options: BackendOptions
     ) -> Backend: ...
-
-
-def available_backends() -> tuple[str, ...]:
-    """The names that `create_backend` can make in this version."""
-    return tuple(name for name in BACKEND_NAMES if name in _MODULES)
 
 
 def create_backend(
@@ -42,7 +40,7 @@ def create_backend(
         weights: every tensor of `openpi_names.expected_tensors(config)` by its openpi name, any float dtype.
 
     Raises:
-        ConfigError: for a name that is unknown or not implemented, or a device that is not there.
+        ConfigError: for an unknown name, a missing package, or a device that is not there.
         CheckpointError: for weights that do not fit `config`.
     """
     check_backend(name)
@@ -56,13 +54,10 @@ def create_backend(
 
 
 def check_backend(name: str) -> None:
-    """Refuse a name that cannot be made, without importing any engine.
+    """Refuse an unknown name, without importing any engine.
 
     Raises:
         ConfigError: see `create_backend`.
     """
     if name not in BACKEND_NAMES:
         raise ConfigError(f"unknown backend '{name}': expected one of {', '.join(BACKEND_NAMES)}")
-    if name not in _MODULES:
-        available = ", ".join(available_backends())
-        raise ConfigError(f"backend '{name}' is not implemented in this version; available: {available}")

@@ -12,6 +12,7 @@ from vlad_engines.checkpoint import geometry
 from vlad_engines.checkpoint import lerobot_config as lerobot
 from vlad_engines.checkpoint.detect import CheckpointFiles
 from vlad_engines.checkpoint.tensor_names import TensorNames, family_of
+from vlad_engines.checkpoint.trained_delay import trained_max_delay
 
 _TEMPLATES: dict[str, PromptTemplate] = {
     "pi05_prepare_state_tokenizer_processor_step": "task_state_action",
@@ -55,6 +56,7 @@ def lerobot_contract(files: CheckpointFiles, names: TensorNames, environment: st
     )
     sources["norm_kind"] = f"state by {state_source}, actions by {action_source}"
     sources["cameras"] = _match_cameras(files, robot)
+    trained_delay, sources["trained_max_delay"] = trained_max_delay(files, model.action_horizon)
     return Contract(
         layout="lerobot",
         # LeRobot checkpoints are trained on the robot's own joint convention.
@@ -67,6 +69,7 @@ def lerobot_contract(files: CheckpointFiles, names: TensorNames, environment: st
         norm_formula="lerobot",
         delta_mask=_delta_mask(preprocessor, postprocessor, robot.action_width),
         image_resize="bilinear",
+        trained_max_delay=trained_delay,
         sources={
             **sources,
             "action_dim": "action_in_proj",

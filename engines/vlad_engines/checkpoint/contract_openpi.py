@@ -12,6 +12,7 @@ from vlad_configs.openpi_configs import OPENPI_CONFIGS, OpenpiConfig
 from vlad_engines.checkpoint import geometry
 from vlad_engines.checkpoint.detect import CheckpointFiles
 from vlad_engines.checkpoint.tensor_names import TensorNames, family_of
+from vlad_engines.checkpoint.trained_delay import trained_max_delay
 
 OPENPI_STEPS = 10
 
@@ -68,6 +69,7 @@ def openpi_contract(
                 f"openpi configuration '{named.name}' has {config.action_dim}"
             )
     steps, sources["num_denoising_steps"] = _steps(files)
+    trained_delay, sources["trained_max_delay"] = trained_max_delay(files, model.action_horizon)
     kind: NormKind = "zscore" if family == "pi0" else "quantile"
     return Contract(
         layout="openpi",
@@ -80,6 +82,7 @@ def openpi_contract(
         norm_formula="openpi",
         delta_mask=config.delta_mask,
         image_resize="pil_antialiased",
+        trained_max_delay=trained_delay,
         default_prompt=config.default_prompt,
         metadata=config.metadata,
         sources={

@@ -126,6 +126,7 @@ def _contract(contract: Contract, named: NamedConfig | None) -> dict[str, Any]:
         "norm_formula": contract.norm_formula,
         "delta_mask": None if contract.delta_mask is None else list(contract.delta_mask),
         "image_resize": contract.image_resize,
+        "trained_max_delay": contract.trained_max_delay,
         "default_prompt": contract.default_prompt,
         "metadata": dict(contract.metadata),
         "model": model.to_json(),

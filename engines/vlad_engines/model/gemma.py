@@ -57,7 +57,11 @@ class AdaptiveRMSNorm(nn.Module):
         return torch.stack(dense.unsqueeze(1).chunk(3, dim=-1))
 
     def forward(self, x: Tensor, modulation: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Norm `[B, T, width]`; returns it and the gate `[B, 1, width]` for the branch that it feeds."""
+        """Norm `[B, T, width]`; returns it and the gate for the branch that it feeds.
+
+        Args:
+            modulation: `[3, B, 1 or T, width]`, one for all tokens or one for each; the gate likewise.
+        """
         assert modulation is not None
         scale, shift, gate = modulation
         return (_normalize(x) * (1.0 + scale) + shift).to(x.dtype), gate.to(x.dtype)
@@ -190,7 +194,8 @@ class GemmaStack(nn.Module):
         Args:
             x: `[B, T, width]`.
             past: keys and values of earlier tokens, each `[depth, B, kv_heads, K, head_dim]`.
-            modulations: from `modulations`, with B or 1 samples; None for plain norms.
+            modulations: from `modulations`, with B or 1 samples, also with T instead of 1 tokens; None for
+                plain norms.
 
         Returns:
             `[B, T, width]` after the final norm.

@@ -204,6 +204,21 @@ class Pi0(nn.Module):
         times = torch.tensor(euler_schedule(num_steps).times, device=self.rope_cos.device)
         return torch.stack([self.time_conditioning(time[None]) for time in times])
 
+    def frozen_conditioning(self, conditioning: Tensor, at_zero: Tensor, frozen: Tensor) -> Tensor:
+        """Condition frozen actions on t = 0, as training-time action conditioning does, the others as given.
+
+        Args:
+            conditioning, at_zero: from `time_conditioning`, the latter for a time of 0.
+            frozen: `[B, H]` bool.
+
+        Returns:
+            A conditioning per action, for `denoise_step_with_cache`. pi0: `[B, H, expert width]`. pi0.5:
+            `[2 * depth + 1, 3, B, H, expert width]`.
+        """
+        if self.config.family == "pi0":
+            return torch.where(frozen[:, :, None], at_zero[:, None], conditioning[:, None])
+        return torch.where(frozen[:, :, None], at_zero, conditioning)
+
     def place_suffix(self, prefix_length: int, lengths: Tensor | None = None) -> TokenPlacement:
         """Positions and mask of the suffix behind a prefix of `prefix_length` (P) tokens.
 
@@ -224,7 +239,8 @@ class Pi0(nn.Module):
         actions: Tensor = self.action_in_proj(x_t)
         if self.config.family == "pi05":
             return actions
-        time = conditioning[:, None].expand_as(actions)
+        per_action = conditioning if conditioning.ndim == 3 else conditioning[:, None]
+        time = per_action.expand_as(actions)
         mixed = F.silu(self.action_time_mlp_in(torch.cat((actions, time), dim=-1)))
         return torch.cat((self.state_proj(state)[:, None], self.action_time_mlp_out(mixed)), dim=1)
 
@@ -235,7 +251,8 @@ class Pi0(nn.Module):
 
         Args:
             x_t: `[B, H, A]` float32.
-            conditioning: from `time_conditioning`, one time for all samples or one for each.
+            conditioning: from `time_conditioning`, one time for all samples or one for each; or from
+                `frozen_conditioning`.
             state: `[B, A]` float32.
             cache: of the prefix; it is not changed.
             suffix: from `place_suffix`.

@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from vlad_engines.processing.guidance import Guidance
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelInputs:
@@ -20,6 +22,8 @@ class ModelInputs:
         state: `[action_dim]` float64, normalised and padded with zeros.
         robot_state: `[state width]` float64, after the environment's own conversion, not normalised;
             the anchor of delta actions.
+        guidance: how the chunk continues an earlier one; None for plain sampling. Only for backends that
+            say that they can (`capabilities.Guided`).
     """
 
     cameras: tuple[str, ...]
@@ -28,3 +32,4 @@ class ModelInputs:
     token_mask: npt.NDArray[np.bool_]
     state: npt.NDArray[np.float64]
     robot_state: npt.NDArray[np.float64]
+    guidance: Guidance | None = None

@@ -72,7 +72,9 @@ class Processor:
         self._environment.check(observation, prompt_optional=self._default_prompt is not None)
         prompt = self._prompt(observation)
         cameras, pictures = self._pictures(observation)
-        robot_state = self._robot_state(observation)
+        robot_state = robot_conventions.state_to_model(
+            self._environment.conversion, self.robot_state(observation)
+        )
         state = robot_state if self._state is None else self._state.normalize(robot_state)
         self._check_magnitude(state)
         tokens, token_mask = self._tokens(prompt, state)
@@ -104,14 +106,81 @@ class Processor:
                 f"the model returned {int((~finite).sum())} non-finite of {finite.size} action values; "
                 "the chunk was discarded"
             )
-        if self._actions is None:
-            actions = model_actions.astype(np.float64)
-        else:
-            actions = self._actions.unnormalize(model_actions)
+        actions = self._unnormalize(model_actions)
         actions[:, self._delta_columns] += inputs.robot_state[self._delta_columns]
         return robot_conventions.actions_to_robot(
             self._environment.conversion, actions[:, : self._environment.action_width]
         )
+
+    def robot_state(self, observation: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+        """The state of a valid request in the robot's own units, `[state_width]`: the anchor of its chunk."""
+        parts = [
+            np.asarray(observation[vector.key], dtype=np.float64).reshape(vector.width)
+            for vector in self._environment.state
+        ]
+        return np.concatenate(parts)
+
+    def actions_to_model(
+        self, actions: npt.NDArray[np.floating[Any]], inputs: ModelInputs
+    ) -> npt.NDArray[np.float64]:
+        """Undo `finish`: actions of the robot to what the model would have to return for `inputs`.
+
+        Args:
+            actions: `[k, action_width]` in the robot's units.
+            inputs: of the request that the model shall answer; the anchor of relative actions.
+
+        Returns:
+            `[k, action_width]`, normalised; the model's padding columns are left out.
+        """
+        converted = robot_conventions.actions_to_model(
+            self._environment.conversion, actions.astype(np.float64)
+        )
+        return self._to_model(converted, inputs)
+
+    def reanchor(
+        self,
+        model_actions: npt.NDArray[np.floating[Any]],
+        anchor_state: npt.NDArray[np.floating[Any]] | None,
+        inputs: ModelInputs,
+    ) -> npt.NDArray[np.float64]:
+        """Express actions of an earlier chunk as the model would for `inputs`.
+
+        Relative actions become absolute with the state that they were computed from, then relative to
+        the present one. Absolute actions stay as they are.
+
+        Args:
+            model_actions: `[k, action_dim]`, as the model returned them.
+            anchor_state: `[state_width]`, from `robot_state` for the earlier request.
+
+        Returns:
+            `[k, action_width]`, normalised; the model's padding columns are left out.
+
+        Raises:
+            ObservationError: for relative actions without an anchor, or one of another width.
+        """
+        width, state_width = self._environment.action_width, self._environment.state_width
+        if not len(self._delta_columns):
+            return model_actions[:, :width].astype(np.float64)
+        if anchor_state is None or anchor_state.shape != (state_width,):
+            received = "nothing" if anchor_state is None else f"shape {list(anchor_state.shape)}"
+            expected = f"the {state_width} numbers of state that the relative model_actions started from"
+            raise ObservationError("vlad/rtc/anchor_state", expected, received)
+        anchor = robot_conventions.state_to_model(
+            self._environment.conversion, anchor_state.astype(np.float64)
+        )
+        actions = self._unnormalize(model_actions)
+        actions[:, self._delta_columns] += anchor[self._delta_columns]
+        return self._to_model(actions[:, :width], inputs)
+
+    def _unnormalize(self, model_actions: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+        if self._actions is None:
+            return model_actions.astype(np.float64)
+        return self._actions.unnormalize(model_actions)
+
+    def _to_model(self, actions: npt.NDArray[np.float64], inputs: ModelInputs) -> npt.NDArray[np.float64]:
+        """Absolute `[k, action_width]` in the model's convention, an array of our own, to normalised ones."""
+        actions[:, self._delta_columns] -= inputs.robot_state[self._delta_columns]
+        return actions if self._actions is None else self._actions.normalize(actions)
 
     def _prompt(self, observation: Mapping[str, Any]) -> str:
         if "prompt" not in observation:
@@ -148,13 +217,6 @@ class Processor:
             return unit * np.float32(2) - np.float32(1)
         except ValueError as error:
             raise ObservationError(camera.key, "uint8 in 0..255 or float in 0..1", str(error)) from None
-
-    def _robot_state(self, observation: Mapping[str, Any]) -> npt.NDArray[np.float64]:
-        parts = [
-            np.asarray(observation[vector.key], dtype=np.float64).reshape(vector.width)
-            for vector in self._environment.state
-        ]
-        return robot_conventions.state_to_model(self._environment.conversion, np.concatenate(parts))
 
     def _check_magnitude(self, state: npt.NDArray[np.float64]) -> None:
         """Refuse a state that overflows float32 once normalised: it would turn the chunk into NaN."""

@@ -43,6 +43,15 @@ def actions_to_robot(conversion: StateConversion, actions: Array) -> Array:
     return converted
 
 
+def actions_to_model(conversion: StateConversion, actions: Array) -> Array:
+    """Undo `actions_to_robot` on `[..., width]`; a new array."""
+    if conversion == "none":
+        return actions.copy()
+    converted = actions * _JOINT_SIGNS
+    converted[..., _GRIPPERS] = gripper_command_to_angular(converted[..., _GRIPPERS])
+    return converted
+
+
 def gripper_to_angular(opening: Array) -> Array:
     """Gripper opening 0..1 of the robot to the model's normalised motor angle.
 
@@ -59,3 +68,8 @@ def gripper_to_angular(opening: Array) -> Array:
 def gripper_from_angular(angle: Array) -> Array:
     """The model's gripper angle to the opening that the robot is commanded to."""
     return (angle + _MODEL_CLOSED - _DRIVER_CLOSED) / (_DRIVER_OPEN - _DRIVER_CLOSED)
+
+
+def gripper_command_to_angular(opening: Array) -> Array:
+    """Undo `gripper_from_angular`: a commanded opening to the model's gripper angle."""
+    return opening * (_DRIVER_OPEN - _DRIVER_CLOSED) + _DRIVER_CLOSED - _MODEL_CLOSED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from vlad_configs.errors import EngineError
 from vlad_engines.backends.pytorch.components import make_components
 from vlad_engines.components import Components, Slot
 from vlad_engines.model.pi0 import Pi0
+from vlad_engines.processing.guidance import Guidance
 
 CONFIG = tiny_config("pi0")
 CPU = torch.device("cpu")
@@ -18,7 +21,7 @@ CPU = torch.device("cpu")
 
 def make_parts() -> tuple[Components, Slot]:
     model = Pi0.from_openpi_weights(CONFIG, random_weights(CONFIG))
-    return make_components(model, num_steps=2, enable_kv_cache=True), Slot(CONFIG, torch.float32, CPU)
+    return make_components(model, num_steps=2, enable_kv_cache=True), Slot(CONFIG, torch.float32, CPU, 2)
 
 
 def load(slot: Slot, request_id: int, image_mask: list[bool], prompt_length: int) -> None:
@@ -76,6 +79,24 @@ def test_a_slot_holds_what_was_loaded_and_nothing_between_image_and_prompt_token
     slot.prompt_embeddings.fill_(2.0)
     assert slot.embeddings.shape == (1, slot.prefix_length, width)
     assert slot.embeddings[0, :, 0].tolist() == [1.0] * 2 * tokens_per_camera + [2.0] * 5
+
+
+def test_a_slot_guides_the_request_that_asks_for_it_and_not_the_next_one() -> None:
+    _, slot = make_parts()
+    batch = padded_batch(CONFIG, [[True, True, False]], [5])
+    rows = np.ones((CONFIG.action_horizon, CONFIG.action_dim), np.float32)
+    guidance = Guidance("guided_identity", rows, 2 * rows, np.ones(2, np.float32))
+    inputs, noise = model_inputs(batch), batch.noise[0].numpy()
+    slot.load(1, dataclasses.replace(inputs, guidance=guidance), noise)
+    assert slot.guidance_mode == "guided_identity"
+    assert (slot.guidance.target == 2).all()
+    slot.load(2, inputs, noise)
+    assert slot.guidance_mode is None
+    assert not any(part.any() for part in slot.guidance)
+    misfit = dataclasses.replace(guidance, gains=np.ones(3, np.float32))
+    with pytest.raises(EngineError, match="with 2 gains"):
+        slot.load(3, dataclasses.replace(inputs, guidance=misfit), noise)
+    slot.require(2)
 
 
 def test_prefix_writes_the_cache_that_denoise_reads() -> None:

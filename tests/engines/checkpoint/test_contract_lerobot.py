@@ -207,3 +207,23 @@ def test_a_named_configuration_only_names_the_robot(tmp_path: pathlib.Path) -> N
     assert checkpoint.contract.prompt_template == "task_state_action"
     with pytest.raises(CheckpointError, match="holds a pi05 model, but 'pi0_libero' is pi0"):
         open_policy_checkpoint(tmp_path, config="pi0_libero")
+
+
+@pytest.mark.parametrize(("written", "delay"), [({}, None), ({"rtc_training_max_delay": 0}, None)])
+def test_checkpoints_are_not_trained_for_delays_unless_they_say_so(
+    written: dict[str, Any], delay: int | None, tmp_path: pathlib.Path
+) -> None:
+    assert open_policy_checkpoint(write(tmp_path, **written)).contract.trained_max_delay is delay
+
+
+def test_the_longest_trained_delay_is_read_with_its_source(tmp_path: pathlib.Path) -> None:
+    contract = open_policy_checkpoint(write(tmp_path, rtc_training_max_delay=3)).contract
+    assert contract.trained_max_delay == 3
+    assert contract.sources["trained_max_delay"] == "config.json: rtc_training_max_delay"
+
+
+@pytest.mark.parametrize("delay", [-1, 6, True, "3", 2.0])
+def test_a_trained_delay_that_is_none_is_refused(delay: Any, tmp_path: pathlib.Path) -> None:
+    assert "rtc_training_max_delay must be an integer in 0..5" in refusal(
+        write(tmp_path, rtc_training_max_delay=delay)
+    )

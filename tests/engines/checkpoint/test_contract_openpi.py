@@ -141,6 +141,7 @@ def test_every_field_of_the_contract_names_its_source() -> None:
         *("layout", "environment", "model", "num_denoising_steps", "prompt_template", "prompt_state_dims"),
         *("norm_kind", "norm_formula", "delta_mask", "image_resize", "default_prompt", "metadata"),
         *("family", "action_horizon", "action_dim", "max_token_len", "cameras", "conversion"),
+        "trained_max_delay",
     }
     assert {name for name, source in contract.sources.items() if source} == fields
 

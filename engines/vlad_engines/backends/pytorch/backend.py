@@ -11,6 +11,7 @@ import torch
 
 from vlad_configs.errors import ConfigError, EngineError
 from vlad_configs.models import CAMERA_SLOTS, ModelConfig
+from vlad_configs.rtc import GUIDANCE_MODES, GuidanceMode
 from vlad_engines.backends.base import BackendOptions, InferenceResult
 from vlad_engines.backends.capabilities import Trace
 from vlad_engines.backends.pytorch.components import make_components
@@ -38,9 +39,14 @@ class PytorchBackend:
         self._options = options
         self._device = device
         components = make_components(model, options.num_steps, options.enable_kv_cache)
-        slot = Slot(model.config, model.activation_dtype, device)
+        slot = Slot(model.config, model.activation_dtype, device, options.num_steps)
         self._pipeline: SequentialPipeline | None = SequentialPipeline(components, slot)
         self._tracer: Tracer | None = Tracer(components, slot)
+
+    @property
+    def guidance_modes(self) -> tuple[GuidanceMode, ...]:
+        """See `capabilities.Guided`."""
+        return GUIDANCE_MODES
 
     def infer(self, inputs: ModelInputs, noise: npt.NDArray[np.float32]) -> InferenceResult:
         """See `base.Backend.infer`."""

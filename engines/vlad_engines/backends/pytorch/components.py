@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vlad_engines.components import Components, Slot
-from vlad_engines.model.flow import euler_path, euler_schedule
+from vlad_engines.model.flow import euler_schedule
+from vlad_engines.model.guided_flow import guided_path
 from vlad_engines.model.pi0 import Pi0, Prefix
 
 
@@ -51,24 +52,38 @@ class TorchDenoise:
         self._schedule = euler_schedule(num_steps)
         with torch.no_grad():
             self._conditioning = model.step_conditioning(num_steps).unbind()
+            self._at_zero = model.time_conditioning(torch.zeros(1, device=model.rope_cos.device))
 
     def __call__(self, slot: Slot, request_id: int) -> None:
         """See `components.Denoise`."""
         slot.require(request_id)
-        for x_t in self.path(slot):
-            slot.actions.copy_(x_t)
+        # Gradients cannot pass through tensors of inference mode, not even through constants.
+        through_network = slot.guidance_mode == "guided_vjp"
+        with torch.inference_mode(not through_network), torch.no_grad():
+            for x_t in self.path(slot):
+                slot.actions.copy_(x_t)
 
     def path(self, slot: Slot) -> Iterator[Tensor]:
         """The actions `[1, H, A]` after every Euler step."""
         model, cache = self._model, slot.cache
         suffix = model.place_suffix(slot.prefix_length)
+        frozen = slot.guidance.frozen_actions() if slot.guidance_mode == "trained" else None
 
         def velocity(step: int, x_t: Tensor) -> Tensor:
             if not self._enable_kv_cache:
                 fill_cache(model, slot)
-            return model.denoise_step_with_cache(x_t, self._conditioning[step], slot.state, cache, suffix)
+            conditioning = self._conditioning[step]
+            if frozen is not None:
+                conditioning = model.frozen_conditioning(conditioning, self._at_zero, frozen)
+            return model.denoise_step_with_cache(x_t, conditioning, slot.state, cache, suffix)
 
-        return euler_path(velocity, slot.noise, self._schedule)
+        return guided_path(
+            velocity,
+            slot.noise,
+            self._schedule,
+            slot.guidance,
+            through_network=slot.guidance_mode == "guided_vjp",
+        )
 
 
 def fill_cache(model: Pi0, slot: Slot) -> None:

@@ -1,0 +1,221 @@
+"""How a worker answers requests: alone, several together, or one beside the other."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from vlad_configs.errors import EngineError, ObservationError
+from vlad_engines import worker_protocol as protocol
+
+logger = logging.getLogger("vlad.worker")
+
+MAX_REASON_BYTES = 4096
+MAX_DETAIL_CHARACTERS = 32768
+
+_CUT_MARK = "\n[... too long to show in full]"
+
+Receive = Callable[[], "protocol.Message | None"]
+Send = Callable[[protocol.Message], None]
+
+
+class Pending(Protocol):
+    """A chunk that is being computed; `vlad_engines`' `PendingChunk` is one."""
+
+    def result(self) -> Mapping[str, Any]:
+        """Wait for it; what `Policy.infer` returns and raises."""
+        ...
+
+
+class Policy(Protocol):
+    """What a worker serves.
+
+    Observations hold the robot's keys, the reserved ones of `docs/protocol.md` that matter to a policy, and
+    `worker_protocol.CONTINUATION_KEY` where the chunk shall continue another one.
+    """
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """For clients; msgpack types only."""
+        ...
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """How many requests `infer_batch` takes, ascending, 1 among them."""
+        ...
+
+    @property
+    def overlaps(self) -> bool:
+        """True where `start` returns while the device still computes the observation before."""
+        ...
+
+    def start(self, observation: Mapping[str, Any]) -> Pending:
+        """Begin one chunk; always called from one thread, while another waits for results."""
+        ...
+
+    def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Compute one chunk.
+
+        Returns:
+            `actions` float64 `[H, action width]`; `policy_timing`, milliseconds by name; where the policy
+            can continue chunks, `model_actions` float32 `[H, action_dim]` and `anchor_state` float64
+            `[state width]`, and `rtc` beside a continuation.
+        """
+        ...
+
+    def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """Compute several chunks together, each what `infer` would give for it alone.
+
+        Raises:
+            Exception: where one of them cannot be computed; each is then computed alone.
+        """
+        ...
+
+
+def answer(policy: Policy, slots: protocol.SharedSlots, receive: Receive, send: Send) -> None:
+    """Answer requests until `receive` returns None.
+
+    Args:
+        send: called from two threads where the policy overlaps requests.
+    """
+    if policy.overlaps:
+        _answer_overlapping(policy, slots, receive, send)
+        return
+    while batch := _receive_batch(receive):
+        for message in _answers(policy, slots, batch):
+            send(message)
+
+
+def _receive_batch(receive: Receive) -> list[protocol.Infer]:
+    """The requests that belong together; none once the server is gone."""
+    batch: list[protocol.Infer] = []
+    while (message := receive()) is not None:
+        assert isinstance(message, protocol.Infer)
+        batch.append(message)
+        if not message.more:
+            return batch
+    return []
+
+
+def _answer_overlapping(policy: Policy, slots: protocol.SharedSlots, receive: Receive, send: Send) -> None:
+    begun: queue.SimpleQueue[tuple[protocol.Infer, Pending, float] | None] = queue.SimpleQueue()
+
+    def finish() -> None:
+        while (item := begun.get()) is not None:
+            request, pending, started = item
+            send(_chunk_or_error(slots, request, pending.result, started))
+
+    finisher = threading.Thread(target=finish, name="finisher", daemon=True)
+    finisher.start()
+    while (message := receive()) is not None:
+        assert isinstance(message, protocol.Infer)
+        if not _begin(slots, message):
+            send(protocol.Skipped(message.request_id))
+            continue
+        started = time.perf_counter()
+        try:
+            begun.put((message, policy.start(slots.load_observation(message.observation)), started))
+        except Exception as error:
+            send(_failure(message, error))
+    begun.put(None)
+    finisher.join()
+
+
+def _begin(slots: protocol.SharedSlots, request: protocol.Infer) -> bool:
+    """Begin a request, unless nobody wants its result any more: then False."""
+    slots.begin(request.slot)
+    is_late = request.begin_by is not None and time.perf_counter() > request.begin_by
+    return not is_late and not slots.is_revoked(request.slot)
+
+
+def _answers(
+    policy: Policy, slots: protocol.SharedSlots, batch: list[protocol.Infer]
+) -> Iterator[protocol.Message]:
+    wanted: list[protocol.Infer] = []
+    for request in batch:
+        if _begin(slots, request):
+            wanted.append(request)
+        else:
+            yield protocol.Skipped(request.request_id)
+    while wanted:
+        size = max(size for size in policy.batch_sizes if size <= len(wanted))
+        together, wanted = wanted[:size], wanted[size:]
+        yield from _computed_together(policy, slots, together) or (
+            _computed_alone(policy, slots, request) for request in together
+        )
+
+
+def _computed_together(
+    policy: Policy, slots: protocol.SharedSlots, batch: list[protocol.Infer]
+) -> list[protocol.Message]:
+    """The chunks of a batch; none where one of its requests fails, which must cost the others nothing."""
+    if len(batch) == 1:
+        return []
+    started = time.perf_counter()
+    try:
+        results = policy.infer_batch([slots.load_observation(request.observation) for request in batch])
+        seconds = time.perf_counter() - started
+        return [
+            _chunk(slots, request, result, started, seconds, len(batch))
+            for request, result in zip(batch, results, strict=True)
+        ]
+    except ObservationError:
+        return []
+    except Exception:
+        logger.exception("a batch of %d failed; each of its requests is computed alone", len(batch))
+        return []
+
+
+def _computed_alone(policy: Policy, slots: protocol.SharedSlots, request: protocol.Infer) -> protocol.Message:
+    def infer() -> Mapping[str, Any]:
+        return policy.infer(slots.load_observation(request.observation))
+
+    return _chunk_or_error(slots, request, infer, time.perf_counter())
+
+
+def _chunk_or_error(
+    slots: protocol.SharedSlots,
+    request: protocol.Infer,
+    compute: Callable[[], Mapping[str, Any]],
+    started: float,
+) -> protocol.Message:
+    try:
+        result = compute()
+        return _chunk(slots, request, result, started, time.perf_counter() - started, 1)
+    except Exception as error:
+        return _failure(request, error)
+
+
+def _failure(request: protocol.Infer, error: Exception) -> protocol.Message:
+    if isinstance(error, ObservationError):
+        return protocol.Refused(request.request_id, error.key, error.expected, error.received)
+    if isinstance(error, EngineError):
+        return protocol.Failed(request.request_id, at_most(MAX_REASON_BYTES, str(error)), "")
+    reason = at_most(MAX_REASON_BYTES, f"{type(error).__name__}: {error}")
+    detail = "".join(traceback.format_exception(error))[-MAX_DETAIL_CHARACTERS:]
+    return protocol.Failed(request.request_id, reason, detail)
+
+
+def _chunk(
+    slots: protocol.SharedSlots,
+    request: protocol.Infer,
+    result: Mapping[str, Any],
+    started: float,
+    seconds: float,
+    batch: int,
+) -> protocol.Chunk:
+    names = ("actions", "model_actions", "anchor_state") if request.continuable else ("actions",)
+    arrays = slots.store_reply(request.slot, {name: result[name] for name in names if name in result})
+    timing = dict(result["policy_timing"])
+    return protocol.Chunk(request.request_id, arrays, started, seconds, batch, timing, result.get("rtc"))
+
+
+def at_most(limit: int, text: str) -> str:
+    """The text cut to `limit` bytes of UTF-8, and a mark where something is gone."""
+    encoded = text.encode(errors="replace")
+    return encoded[:limit].decode(errors="ignore") + _CUT_MARK * (len(encoded) > limit)

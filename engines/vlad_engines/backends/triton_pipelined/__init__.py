@@ -1,0 +1,1 @@
+"""The kernels of `triton` in the overlapped schedule."""

@@ -1,0 +1,42 @@
+"""What the schedule needs of a device: two streams, and events between them."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+Stream = TypeVar("Stream")
+Event = TypeVar("Event")
+
+
+class DeviceStreams(Protocol[Stream, Event]):
+    """Two streams of one device. Only `synchronize` waits on the host; events may be used from any thread."""
+
+    @property
+    def front(self) -> Stream:
+        """Where vision and prefix run."""
+        ...
+
+    @property
+    def back(self) -> Stream:
+        """Where denoising runs. It goes first where both could run: its request is the older one."""
+        ...
+
+    def event(self) -> Event:
+        """A new event that keeps its time."""
+        ...
+
+    def record(self, event: Event, stream: Stream) -> None:
+        """Enqueue: the event happens when all earlier work of the stream is done."""
+        ...
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        """Enqueue: later work of the stream begins after the event, which must have been recorded."""
+        ...
+
+    def synchronize(self, event: Event) -> None:
+        """Block this thread until the event has happened."""
+        ...
+
+    def seconds(self, begin: Event, end: Event) -> float:
+        """Device time between two events that have happened, the earlier one first."""
+        ...
