@@ -31,9 +31,11 @@ from tests.support.libero import libero_observation
 from tests.support.robot import connect_robot, open_connection
 from vlad_configs.environments import ENVIRONMENTS
 from vlad_server import wire
+from vlad_server.dispatcher import Dispatcher
 from vlad_server.metrics import ServerMetrics
 from vlad_server.readiness import Readiness
-from vlad_server.worker_link import WorkerLink
+from vlad_server.scheduler import Terms
+from vlad_server.worker_link import Work
 
 WARM_UP = 200
 REQUEST_BYTES = 64 << 20
@@ -88,16 +90,24 @@ async def hand_over(count: int) -> dict[str, Any]:
     metrics = ServerMetrics(CollectorRegistry())
     readiness = Readiness(metrics)
     options = {"checkpoint_dir": "{}", "env": "LIBERO", "default_prompt": None}
-    link = WorkerLink(
-        SCRIPTED_WORKER, options, request_bytes=REQUEST_BYTES, readiness=readiness, metrics=metrics
+    dispatcher = Dispatcher(
+        SCRIPTED_WORKER,
+        [options],
+        request_bytes=REQUEST_BYTES,
+        max_waiting=1,
+        describe=dict,
+        readiness=readiness,
+        metrics=metrics,
     )
-    supervising = asyncio.create_task(link.supervise())
+    supervising = asyncio.create_task(dispatcher.supervise())
     await readiness.wait_ready()
     observation = wire.decode(wire.encode(libero_observation()))
     seconds = []
     for index in range(WARM_UP + count):
         started = time.perf_counter()
-        reply = await link.infer(observation)
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        dispatcher.submit(Work(observation, answered.set_result), Terms("robot", started))
+        reply = await answered
         total = time.perf_counter() - started
         if index >= WARM_UP:
             seconds.append(total - reply.infer_s)

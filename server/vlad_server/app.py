@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.metadata
 import ipaddress
 import logging
@@ -18,13 +19,14 @@ from prometheus_client import CollectorRegistry
 
 from vlad_configs.errors import ConfigError
 from vlad_configs.serving import ServeConfig
+from vlad_server import allocator, capabilities
+from vlad_server.dispatcher import Dispatcher
 from vlad_server.gateway import Gateway
 from vlad_server.health import Pulse
 from vlad_server.metrics import ServerMetrics
 from vlad_server.monitoring import MonitoringServer
 from vlad_server.readiness import Readiness
 from vlad_server.recorder import Recorder
-from vlad_server.worker_link import WorkerLink
 from vlad_server.worker_process import WORKER_COMMAND
 
 logger = logging.getLogger("vlad.server")
@@ -47,6 +49,8 @@ async def serve_policy(config: ServeConfig, worker_command: Sequence[str] = WORK
         ConfigError: where a port is taken or the policy cannot be loaded.
     """
     sys.setswitchinterval(GIL_SWITCH_S)
+    allocator.keep_freed_memory()
+    allocator.collect_seldom()
     started = time.monotonic()
     metrics = ServerMetrics(CollectorRegistry())
     readiness = Readiness(metrics)
@@ -62,15 +66,17 @@ async def serve_policy(config: ServeConfig, worker_command: Sequence[str] = WORK
         if config.record_dir is not None:
             recorder = Recorder(pathlib.Path(config.record_dir), metrics.recorder_dropped)
             stack.callback(recorder.close)
-        link = WorkerLink(
+        dispatcher = Dispatcher(
             worker_command,
-            dict(config.policy_options),
+            [config.policy_options(device) for device in config.worker_devices],
             request_bytes=config.max_message_bytes,
+            max_waiting=config.max_waiting,
+            describe=functools.partial(capabilities.describe, config=config),
             readiness=readiness,
             metrics=metrics,
         )
         gateway = Gateway(
-            link, config=config, readiness=readiness, metrics=metrics, pulse=pulse, recorder=recorder
+            dispatcher, config=config, readiness=readiness, metrics=metrics, pulse=pulse, recorder=recorder
         )
         try:
             port = await gateway.open()
@@ -80,7 +86,7 @@ async def serve_policy(config: ServeConfig, worker_command: Sequence[str] = WORK
         _log_addresses(config, port, monitoring.port)
 
         tasks = [
-            asyncio.create_task(link.supervise()),
+            asyncio.create_task(dispatcher.supervise()),
             asyncio.create_task(_beat(pulse, metrics)),
             asyncio.create_task(_announce(config, readiness, metrics, started)),
         ]

@@ -62,6 +62,10 @@ class Args:
     """Arithmetic of the network; bf16 on a GPU and fp32 on a CPU where not given."""
     device: str | None = None
     """Torch device; the first GPU, or else the CPU, where not given."""
+    devices: str | None = None
+    """Several devices, an engine worker on each: numbers of GPUs or torch devices, such as `0,1`."""
+    batch_sizes: str | None = None
+    """How many requests may share one computation, such as `1,2,4,8`; for backends that compute batches."""
     default_prompt: str | None = None
     """Prompt for requests that carry none."""
     tokenizer: str | None = None
@@ -79,6 +83,10 @@ class Args:
     """Key that clients must present; better given in the variable VLAD_API_KEY, which `ps` does not show."""
     max_message_bytes: int = 64 << 20
     """Largest request in bytes."""
+    max_waiting: int = 256
+    """Requests that may wait for the engine; what comes on top is refused as busy."""
+    session_seconds: float = 60.0
+    """How long the session of a robot that names one outlives its connection."""
     drain_seconds: float = 30.0
     """How long requests in flight may take after SIGTERM."""
     keep_connection_on_error: bool = False
@@ -121,6 +129,8 @@ def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
         num_steps=args.num_steps,
         precision=args.precision,
         device=args.device,
+        devices=_devices(args.devices),
+        batch_sizes=_batch_sizes(args.batch_sizes),
         tokenizer=args.tokenizer,
         norm_stats=args.norm_stats,
         host=args.host,
@@ -128,12 +138,32 @@ def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
         metrics_port=args.metrics_port,
         api_key=args.api_key if args.api_key is not None else variables.get(API_KEY_VARIABLE),
         max_message_bytes=args.max_message_bytes,
+        max_waiting=args.max_waiting,
+        session_ttl_s=args.session_seconds,
         record_dir=RECORD_DIRECTORY if args.record else None,
         drain_s=args.drain_seconds,
         keep_connection_on_error=args.keep_connection_on_error,
         debug=args.debug,
         allow_low_fidelity=args.allow_low_fidelity,
     )
+
+
+def _devices(listed: str | None) -> tuple[str, ...]:
+    if listed is None:
+        return ()
+    names = [name.strip() for name in listed.split(",")]
+    if not all(names):
+        raise ConfigError(f"--devices must be names with commas in between, such as 0,1, not '{listed}'")
+    return tuple(f"cuda:{name}" if name.isdecimal() else name for name in names)
+
+
+def _batch_sizes(listed: str | None) -> tuple[int, ...]:
+    sizes = [] if listed is None else [size.strip() for size in listed.split(",")]
+    if not all(size.isdecimal() for size in sizes):
+        raise ConfigError(
+            f"--batch-sizes must be numbers with commas in between, such as 1,2,4, not '{listed}'"
+        )
+    return tuple(map(int, sizes)) or (1,)
 
 
 def _subcommand_last(arguments: Sequence[str]) -> list[str]:

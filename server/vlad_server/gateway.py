@@ -13,12 +13,14 @@ from websockets.http11 import Request, Response
 
 from vlad_configs.serving import ServeConfig
 from vlad_server import health
+from vlad_server.dispatcher import Dispatcher
+from vlad_server.images import ImageDecoder
 from vlad_server.metrics import ServerMetrics
 from vlad_server.policy_connection import PolicyConnection
 from vlad_server.readiness import Readiness
 from vlad_server.recorder import Recorder
-from vlad_server.session import Session
-from vlad_server.worker_link import WorkerLink
+from vlad_server.robot_connection import RobotConnection
+from vlad_server.sessions import SessionRegistry
 
 logger = logging.getLogger("vlad.server")
 
@@ -28,19 +30,18 @@ PING_TIMEOUT_S = 60.0
 
 OPEN_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
-MAX_QUEUED_FRAMES = 2
 
 
 class Gateway:
-    """Listens on the policy port and runs a `Session` for each websocket.
+    """Listens on the policy port and runs a `RobotConnection` for each websocket.
 
     Args:
-        link: where sessions send their observations.
+        dispatcher: where connections send their requests.
     """
 
     def __init__(
         self,
-        link: WorkerLink,
+        dispatcher: Dispatcher,
         *,
         config: ServeConfig,
         readiness: Readiness,
@@ -48,13 +49,16 @@ class Gateway:
         pulse: health.Pulse,
         recorder: Recorder | None,
     ) -> None:
-        self._link = link
+        self._dispatcher = dispatcher
         self._config = config
         self._readiness = readiness
         self._metrics = metrics
         self._pulse = pulse
         self._recorder = recorder
-        self._sessions: set[asyncio.Task[Any]] = set()
+        self._sessions = SessionRegistry(config.session_ttl_s)
+        metrics.sessions.set_function(lambda: len(self._sessions))
+        self._images = ImageDecoder(config.robot, config.max_message_bytes)
+        self._serving: set[asyncio.Task[Any]] = set()
         self._server: Server | None = None
 
     async def open(self) -> int:
@@ -63,7 +67,7 @@ class Gateway:
         Raises:
             OSError: where the address cannot be bound.
         """
-        # The library logs a traceback for every port probe; what matters is logged by sessions.
+        # The library logs a traceback for every port probe; what matters is logged by connections.
         quiet = logging.getLogger("vlad.websockets")
         quiet.setLevel(logging.CRITICAL)
         self._server = await serve(
@@ -79,19 +83,18 @@ class Gateway:
             ping_timeout=PING_TIMEOUT_S,
             close_timeout=CLOSE_TIMEOUT_S,
             max_size=self._config.max_message_bytes,
-            max_queue=MAX_QUEUED_FRAMES,
             logger=quiet,
         )
         port: int = next(iter(self._server.sockets)).getsockname()[1]
         return port
 
     async def drain(self, limit_s: float) -> bool:
-        """Wait until every session has answered and closed; False where `limit_s` ran out first.
+        """Wait until every connection has been answered and closed; False where `limit_s` ran out first.
 
-        The readiness must be `draining` already: sessions act on it themselves.
+        The readiness must be `draining` already: connections act on it themselves.
         """
-        if self._sessions:
-            _, late = await asyncio.wait(self._sessions, timeout=limit_s)
+        if self._serving:
+            _, late = await asyncio.wait(self._serving, timeout=limit_s)
             return not late
         return True
 
@@ -102,27 +105,31 @@ class Gateway:
             connection.transport.abort()
         self._server.close()
         await self._server.wait_closed()
+        self._images.close()
 
     async def _serve_connection(self, connection: ServerConnection) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._sessions.add(task)
+        self._serving.add(task)
         self._metrics.connections.inc()
         logger.info("%s: connected", connection.remote_address)
         try:
-            code = await Session(
+            assert isinstance(connection, PolicyConnection)
+            code = await RobotConnection(
                 connection,
-                self._link,
+                self._dispatcher,
                 config=self._config,
                 readiness=self._readiness,
                 metrics=self._metrics,
+                sessions=self._sessions,
+                images=self._images,
                 recorder=self._recorder,
             ).run()
             logger.info("%s: closed with code %d", connection.remote_address, code)
         except Exception:
             logger.exception("%s: session failed", connection.remote_address)
         finally:
-            self._sessions.discard(task)
+            self._serving.discard(task)
             self._metrics.connections.dec()
 
     def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:

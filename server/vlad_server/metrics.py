@@ -15,10 +15,11 @@ from prometheus_client import (
     Counter,
     Gauge,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
 )
+
+from vlad_server.latency_histogram import LatencyHistogram, LatencyHistograms
 
 NAMESPACE = "vlad"
 
@@ -34,7 +35,10 @@ STAGE_BUCKETS = (
 )
 LAG_BUCKETS = (0.001, 0.002, 0.005, 0.010, 0.020, 0.050, 0.100, 0.500)
 
-OUTCOMES = ("ok", "invalid", "engine_error", "worker_lost", "cancelled")
+OUTCOMES = (
+    *("ok", "invalid", "engine_error", "worker_lost", "cancelled"),
+    *("busy", "expired", "superseded", "reset"),
+)
 STAGES = ("decode", "preprocess", "vision", "prefix", "denoise", "postprocess", "encode", "send")
 STATES = ("starting", "loading", "ready", "restarting", "draining", "failed")
 CLOSE_CODES = ("1000", "1001", "1003", "1006", "1007", "1008", "1009", "1011", "1012", "1013", "other")
@@ -63,6 +67,10 @@ class ServerMetrics:
             "send_timeouts_total", "Connections aborted because the client did not read its reply."
         )
         self.worker_restarts = self._counter("worker_restarts_total", "Engine workers started again.")
+        self.workers_ready = self._gauge("workers_ready", "Engine workers that take requests.")
+        self.sessions = self._gauge(
+            "sessions", "Sessions of robots that name themselves, with and without connection."
+        )
         self.recorder_dropped = self._counter(
             "recorder_dropped_total", "Requests that the recorder left out because the disk was too slow."
         )
@@ -71,12 +79,16 @@ class ServerMetrics:
             "request_duration_seconds", "Frame received to reply handed to the transport.", REQUEST_BUCKETS
         )
         self.request_queue_duration = self._histogram(
-            "request_queue_duration_seconds", "Decoded to handed to the engine worker.", REQUEST_BUCKETS
+            "request_queue_duration_seconds", "Decoded to begun by the engine worker.", REQUEST_BUCKETS
         )
-        stages = self._histogram(
-            "stage_duration_seconds", "Time per stage; stages may overlap.", STAGE_BUCKETS, "stage"
-        )
-        self.stages = {stage: stages.labels(stage) for stage in STAGES}
+        self.stages = LatencyHistograms(
+            registry,
+            f"{NAMESPACE}_stage_duration_seconds",
+            "Time per stage; stages may overlap.",
+            STAGE_BUCKETS,
+            label="stage",
+            values=STAGES,
+        ).series
         self.event_loop_lag = self._histogram(
             "event_loop_lag_seconds", "Delay of a 50 ms timer on the server's event loop.", LAG_BUCKETS
         )
@@ -86,9 +98,11 @@ class ServerMetrics:
         self.connections = self._gauge("connections", "Open websocket connections.")
         state = self._gauge("state", "1 for the daemon's present state, 0 for the others.", "state")
         self._states = {name: state.labels(name) for name in STATES}
-        self.last_progress = self._gauge(
+        last_progress = self._gauge(
             "last_progress_timestamp_seconds", "Unix time of the last message from the engine worker."
         )
+        self.last_progress_s = 0.0
+        last_progress.set_function(lambda: self.last_progress_s)
         self._build_info = self._gauge(
             "build_info", "1; what is being served.", "version", "backend", "precision", "model", "env"
         )
@@ -134,5 +148,5 @@ class ServerMetrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(name, text, labels, namespace=NAMESPACE, registry=self.registry, buckets=buckets)
+    def _histogram(self, name: str, text: str, bounds: tuple[float, ...]) -> LatencyHistogram:
+        return LatencyHistograms(self.registry, f"{NAMESPACE}_{name}", text, bounds).series[""]

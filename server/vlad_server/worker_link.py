@@ -1,29 +1,28 @@
-"""The server's side of the engine worker: queue, hand-over, replies, and a new worker when one dies."""
+"""The server's side of one engine worker: hand-over, answers, and a new worker when one dies."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from vlad_configs.errors import ConfigError, EngineError, ObservationError
+from vlad_configs.serving import MAX_BATCH_SIZE
 from vlad_engines import worker_protocol as protocol
 from vlad_server.metrics import ServerMetrics
-from vlad_server.readiness import Readiness
-from vlad_server.scheduler import Scheduler
+from vlad_server.outcomes import Outcome, Reply, WorkerLostError
 from vlad_server.worker_process import WorkerProcess
 
 logger = logging.getLogger("vlad.server")
 
-SLOTS = 2
-"""One request computes while the next one already lies in shared memory."""
+SLOTS = MAX_BATCH_SIZE
+"""Requests that may lie in shared memory at once."""
+
+READ_AHEAD = 2
+"""Requests that a worker without batches may have."""
 
 START_ATTEMPTS = 3
 FIRST_BACKOFF_S = 0.25
@@ -31,39 +30,46 @@ LONGEST_BACKOFF_S = 30.0
 HEALTHY_AFTER_S = 60.0
 
 
-class WorkerLostError(EngineError):
-    """The engine worker died while it computed this request."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """A computed chunk.
+@dataclasses.dataclass(eq=False)
+class Work:
+    """A request on its way to a worker.
 
     Attributes:
-        actions: float64 `[action_horizon, action_width]`.
-        policy_timing: milliseconds per stage, measured by the worker.
-        queue_s: seconds between submission and the start of computing.
-        infer_s: seconds that the worker's policy took, processing included.
+        observation: checked and reduced to the keys that the policy uses.
+        on_done: told the outcome on the event loop, once, unless the request is dropped.
+        continuable: True where the reply shall hold what a continuation needs.
     """
 
-    actions: npt.NDArray[np.float64]
-    policy_timing: Mapping[str, float]
-    queue_s: float
-    infer_s: float
-
-
-@dataclasses.dataclass
-class _Work:
     observation: Mapping[str, Any]
-    reply: asyncio.Future[Reply]
-    submitted: float
-    slot: int = -1
+    on_done: Callable[[Outcome], None]
+    continuable: bool = False
+
+
+class LinkOwner(Protocol):
+    """Who gives a link its requests; called on the event loop."""
+
+    def on_state(self, link: WorkerLink) -> None:
+        """The worker became ready, tells of its progress, or is lost; `link.state` and its text say which."""
+        ...
+
+    def on_outcome(self, link: WorkerLink, request_id: int, work: Work, outcome: Outcome) -> None:
+        """A request that was handed over has ended."""
+        ...
+
+    def on_unbegun(self, link: WorkerLink, request_id: int, work: Work) -> None:
+        """A request that was handed over was never begun, and will not be by this worker."""
+        ...
+
+    def on_computed(self, size: int, seconds: float) -> None:
+        """A batch of `size` requests took the engine `seconds`."""
+        ...
 
 
 class WorkerLink:
-    """Keeps one engine worker alive and gives it requests, oldest first.
+    """Keeps one engine worker alive and gives it the requests that its owner hands over.
 
     Args:
+        name: for the log.
         command: how to start a worker.
         options: the policy's arguments, sent to each new worker.
         request_bytes: largest request in bytes.
@@ -71,54 +77,99 @@ class WorkerLink:
 
     def __init__(
         self,
+        name: str,
         command: Sequence[str],
         options: dict[str, Any],
         *,
         request_bytes: int,
-        readiness: Readiness,
+        owner: LinkOwner,
         metrics: ServerMetrics,
     ) -> None:
+        self.name = name
+        self.explanation = f"starting {name}"
+        self.metadata: Mapping[str, Any] = {}
+        self.batch_sizes: tuple[int, ...] = (1,)
+        self.ever_ready = False
         self._command = command
         self._options = options
         self._request_bytes = request_bytes
-        self._readiness = readiness
+        self._owner = owner
         self._metrics = metrics
         self._slots = protocol.SharedSlots.create(SLOTS, request_bytes)
         self._free_slots = list(range(SLOTS))
-        self._queue: Scheduler[_Work] = Scheduler()
-        self._running: dict[int, _Work] = {}
-        self._request_ids = itertools.count(1)
+        self._handed_over: dict[int, tuple[int, Work]] = {}
+        self._revoked: set[int] = set()
         self._worker: WorkerProcess | None = None
         self._start_failure: str | None = None
         self._ready_since: float | None = None
-        self._ever_ready = False
+        self._most_at_once = READ_AHEAD
+        self._last_computation = 0.0
+        self.busy_since = 0.0
+
+    def __len__(self) -> int:
+        """How many requests the worker has, begun or not."""
+        return len(self._handed_over)
 
     @property
-    def worker_pid(self) -> int | None:
-        """Process id of the present worker."""
-        return self._worker.pid if self._worker else None
+    def is_ready(self) -> bool:
+        """True while the worker takes requests."""
+        return self._worker is not None and self._ready_since is not None
 
-    async def infer(self, observation: Mapping[str, Any]) -> Reply:
-        """Queue one observation and wait for its chunk. Cancelling drops it where it still waits.
+    @property
+    def has_room(self) -> bool:
+        """True where a request may be handed over.
+
+        One request computes while the next one already lies in shared memory. Where requests can share a
+        computation, the next ones are better chosen when it is free. The turn of a request that was taken
+        back goes to whoever inherits its place, so nobody else may have it before that is settled.
+        """
+        return self.is_ready and len(self._handed_over) < self._most_at_once and not self._revoked
+
+    def hand_over(
+        self, batch: Sequence[tuple[int, Work]], begin_by: Callable[[int], float | None]
+    ) -> list[tuple[int, Work, ObservationError]]:
+        """Give the worker requests to compute together; it must be ready and have room.
 
         Args:
-            observation: checked and reduced to the keys that the policy uses.
+            begin_by: of a request id, the time.perf_counter() at which its result has become useless.
 
-        Raises:
-            ObservationError: the processing found the observation unusable.
-            EngineError: the engine failed on it.
-            WorkerLostError: the worker died over it.
+        Returns:
+            The requests that cannot be handed over, and why.
         """
-        request_id = next(self._request_ids)
-        work = _Work(observation, asyncio.get_running_loop().create_future(), time.perf_counter())
-        self._queue.submit(request_id, work)
-        self._pump()
-        try:
-            return await work.reply
-        except asyncio.CancelledError:
-            self._queue.drop(request_id)
-            self._count_in_flight()
-            raise
+        assert self._worker is not None
+        if not self._handed_over:
+            self.busy_since = time.perf_counter()
+        stored: list[tuple[int, int, bytes, bool]] = []
+        refused: list[tuple[int, Work, ObservationError]] = []
+        for request_id, work in batch:
+            slot = self._free_slots.pop()
+            try:
+                outline = self._slots.store_observation(slot, work.observation)
+            except (OverflowError, TypeError, ValueError) as error:
+                self._free_slots.append(slot)
+                expected = "a request that fits the engine worker's memory"
+                refused.append((request_id, work, ObservationError("", expected, str(error))))
+            else:
+                self._handed_over[request_id] = (slot, work)
+                stored.append((request_id, slot, outline, work.continuable))
+        for more, (request_id, slot, outline, continuable) in zip(
+            range(len(stored) - 1, -1, -1), stored, strict=True
+        ):
+            self._worker.send(
+                protocol.Infer(request_id, slot, outline, more, begin_by(request_id), continuable)
+            )
+        return refused
+
+    def revoke(self, request_id: int) -> None:
+        """Take back a request that was handed over, should it not have begun; `on_unbegun` then tells."""
+        slot = self._handed_over[request_id][0]
+        if not self._slots.has_begun(slot):
+            self._revoked.add(request_id)
+            self._slots.revoke(slot)
+
+    def has_begun(self, request_id: int) -> bool:
+        """True where a request that was handed over is being computed."""
+        return self._slots.has_begun(self._handed_over[request_id][0])
 
     async def supervise(self) -> None:
         """Run workers until cancelled, one after the other, with a growing pause between failures.
@@ -133,15 +184,16 @@ class WorkerLink:
             if self._ready_since is not None and time.monotonic() - self._ready_since > HEALTHY_AFTER_S:
                 failures = 0
             failures += 1
-            if not self._ever_ready:
+            if not self.ever_ready:
                 if self._start_failure is not None:
                     raise ConfigError(self._start_failure)
                 if failures >= START_ATTEMPTS:
-                    raise ConfigError(f"the engine worker died {failures} times while starting ({reason})")
-            else:
-                self._readiness.change("restarting", f"engine worker lost: {reason}")
+                    raise ConfigError(f"the {self.name} died {failures} times while starting ({reason})")
+            self._ready_since = None
+            self.explanation = f"{self.name} lost: {reason}"
+            self._owner.on_state(self)
             pause = min(FIRST_BACKOFF_S * 2 ** (failures - 1), LONGEST_BACKOFF_S)
-            logger.error("engine worker lost (%s); starting another in %.2f s", reason, pause)
+            logger.error("%s lost (%s); starting another in %.2f s", self.name, reason, pause)
             self._metrics.worker_restarts.inc()
             await asyncio.sleep(pause)
 
@@ -150,86 +202,83 @@ class WorkerLink:
         self._ready_since = None
         worker = WorkerProcess(self._command, self._slots, self._request_bytes, self._on_message)
         self._worker = worker
-        logger.info("engine worker started (pid %d)", worker.pid)
+        logger.info("%s started (pid %d)", self.name, worker.pid)
         try:
             worker.send(protocol.Configure(self._options))
             return await worker.wait_closed()
         finally:
             self._worker = None
             worker.close()
-            self._release_running()
+            self._release()
 
-    def _release_running(self) -> None:
-        """Fail the request that the dead worker had begun; the others wait for its successor."""
-        handed_over, self._running = self._running, {}
+    def _release(self) -> None:
+        """Fail the requests that the dead worker had begun; the others are begun by somebody else."""
+        handed_over, self._handed_over = self._handed_over, {}
+        self._revoked.clear()
         self._free_slots = list(range(SLOTS))
-        for request_id, work in reversed(handed_over.items()):
-            if work.reply.done():
-                continue
-            if not self._slots.has_begun(work.slot):
-                self._queue.put_back(request_id, work)
+        for request_id, (slot, work) in handed_over.items():
+            if self._slots.has_begun(slot):
+                lost = f"the {self.name} died while computing this request; it is being restarted"
+                self._owner.on_outcome(self, request_id, work, WorkerLostError(lost))
             else:
-                work.reply.set_exception(
-                    WorkerLostError(
-                        "the engine worker died while computing this request; it is being restarted"
-                    )
-                )
-        self._count_in_flight()
-
-    def _pump(self) -> None:
-        while self._worker and self._ready_since is not None and self._free_slots:
-            taken = self._queue.take()
-            if taken is None:
-                break
-            request_id, work = taken
-            try:
-                outline = self._slots.store_observation(self._free_slots[-1], work.observation)
-                message = protocol.Infer(request_id, self._free_slots[-1], outline)
-                self._worker.send(message)
-            except (TypeError, ValueError) as error:
-                work.reply.set_exception(ObservationError("", "arrays that fit a slot", str(error)))
-                continue
-            work.slot = self._free_slots.pop()
-            self._running[request_id] = work
-        self._count_in_flight()
+                self._owner.on_unbegun(self, request_id, work)
 
     def _on_message(self, message: protocol.Message) -> None:
-        self._metrics.last_progress.set_to_current_time()
-        if isinstance(message, protocol.Chunk | protocol.Refused | protocol.Failed):
-            self._on_reply(message)
-        elif isinstance(message, protocol.Progress):
-            text = f"{message.stage} ({message.fraction:.0%})"
-            self._readiness.change("restarting" if self._readiness.state == "restarting" else "loading", text)
-            logger.info("engine worker: %s", text)
+        self._metrics.last_progress_s = time.time()
+        if isinstance(message, protocol.Chunk):
+            self._on_chunk(message)
+        elif isinstance(message, protocol.Skipped):
+            _, work = self._take_back(message.request_id)
+            self._owner.on_unbegun(self, message.request_id, work)
+        elif isinstance(message, protocol.Refused):
+            _, work = self._take_back(message.request_id)
+            refused = ObservationError(message.key, message.expected, message.received)
+            self._owner.on_outcome(self, message.request_id, work, refused)
+        elif isinstance(message, protocol.Failed):
+            _, work = self._take_back(message.request_id)
+            logger.error("engine failure: %s\n%s", message.reason, message.detail)
+            self._owner.on_outcome(self, message.request_id, work, EngineError(message.reason))
+        else:
+            self._on_life(message)
+
+    def _on_chunk(self, message: protocol.Chunk) -> None:
+        arrays = self._slots.load_reply(message.arrays)
+        _, work = self._take_back(message.request_id)
+        if message.started != self._last_computation:
+            self._last_computation = message.started
+            self._owner.on_computed(message.batch, message.seconds)
+        reply = Reply(
+            policy_timing=message.timing,
+            started=message.started,
+            infer_s=message.seconds,
+            rtc=message.rtc,
+            **arrays,
+        )
+        self._owner.on_outcome(self, message.request_id, work, reply)
+
+    def _on_life(self, message: protocol.Message) -> None:
+        if isinstance(message, protocol.Progress):
+            self.explanation = f"{message.stage} ({message.fraction:.0%})"
+            logger.info("%s: %s", self.name, self.explanation)
+            self._owner.on_state(self)
         elif isinstance(message, protocol.Ready):
+            self.metadata = message.metadata
+            self.batch_sizes = tuple(size for size in message.batch_sizes if size <= SLOTS)
+            self._most_at_once = READ_AHEAD if self.batch_sizes == (1,) else 1
             self._ready_since = time.monotonic()
-            self._ever_ready = True
-            self._readiness.metadata = message.metadata
-            self._readiness.change("ready", "ready")
-            self._pump()
+            self.ever_ready = True
+            self.explanation = "ready"
+            self._owner.on_state(self)
         elif isinstance(message, protocol.StartFailed):
             self._start_failure = message.reason
 
-    def _on_reply(self, message: protocol.Chunk | protocol.Refused | protocol.Failed) -> None:
-        work = self._running.pop(message.request_id)
-        if isinstance(message, protocol.Chunk):
-            actions = self._slots.load_chunk(work.slot, message.shape)
-        self._free_slots.append(work.slot)
-        self._pump()
-        if work.reply.done():
-            return
-        if isinstance(message, protocol.Chunk):
-            queue_s = message.started - work.submitted
-            work.reply.set_result(Reply(actions, message.timing, queue_s, message.seconds))
-        elif isinstance(message, protocol.Refused):
-            work.reply.set_exception(ObservationError(message.key, message.expected, message.received))
-        else:
-            logger.error("engine failure: %s\n%s", message.reason, message.detail)
-            work.reply.set_exception(EngineError(message.reason))
-
-    def _count_in_flight(self) -> None:
-        self._metrics.in_flight["queued"].set(len(self._queue))
-        self._metrics.in_flight["running"].set(len(self._running))
+    def _take_back(self, request_id: int) -> tuple[int, Work]:
+        slot, work = self._handed_over.pop(request_id)
+        self._revoked.discard(request_id)
+        self.busy_since = time.perf_counter()
+        self._slots.release(slot)
+        self._free_slots.append(slot)
+        return slot, work
 
 
 def _exit(code: int) -> str:

@@ -18,7 +18,7 @@ from tests.support.robot import connect_robot
 from vlad_configs import environments
 from vlad_configs.environments import ENVIRONMENTS
 from vlad_configs.serving import ServeConfig
-from vlad_server import gateway, metrics, session, wire
+from vlad_server import gateway, metrics, outcomes, request_options, robot_connection, sessions, wire
 
 PAGE = (ROOT / "docs" / "protocol.md").read_text()
 
@@ -113,7 +113,8 @@ def test_every_environment_has_its_section_and_action_width() -> None:
 
 
 def test_optional_keys_are_those_that_the_daemon_reserves() -> None:
-    assert _keys(_section("Optional keys (**vlad**)")) == session.RESERVED_KEYS
+    reserved = request_options.POLICY_KEYS | request_options.OPTION_KEYS
+    assert _keys(_section("Optional keys (**vlad**)")) == reserved
 
 
 def test_timing_keys_are_those_of_a_reply(demo_daemon: Daemon) -> None:
@@ -124,6 +125,43 @@ def test_timing_keys_are_those_of_a_reply(demo_daemon: Daemon) -> None:
     assert set(reply) == {"actions", "policy_timing", "server_timing"}
     timings = {f"{part}/{key}" for part in ("policy_timing", "server_timing") for key in reply[part]}
     assert timings == documented
+
+
+def test_additional_keys_are_those_of_a_reply(demo_daemon: Daemon) -> None:
+    with connect_robot(demo_daemon.port) as robot:
+        plain = robot.infer(libero_observation())
+        reply = robot.infer({**libero_observation(), "vlad/observation_id": 1})
+    assert set(reply) - set(plain) == _keys(_section("Additional keys (**vlad**)"))
+
+
+def test_continuations_work_as_described_with_the_real_policy(demo_daemon: Daemon) -> None:
+    documented = _keys(_section("Continuing a chunk"))
+    assert documented == request_options.RTC_KEYS
+    with connect_robot(demo_daemon.port) as robot:
+        assert robot.metadata["vlad"]["rtc"] is not None
+        first = robot.infer({**libero_observation(), "vlad/seed": 1, "vlad/reset": True})
+        rtc = {"prev_chunk_id": first["chunk_id"], "executed": 2, "delay": 3}
+        free, drawn = (
+            robot.infer({**libero_observation(1), "vlad/seed": 2, **extra})
+            for extra in ({"vlad/observation_id": 0}, {"vlad/rtc": rtc})
+        )
+    assert set(drawn["rtc"]) == {*rtc, "mode", "prefix_end", "beta", "schedule", "valid_from", "note"} - {
+        *("prev_chunk_id", "executed")
+    }
+    assert drawn["rtc"]["mode"] == "guided_identity"
+    left = first["actions"][2:5]
+    assert np.abs(drawn["actions"][:3] - left).max() < np.abs(free["actions"][:3] - left).max() / 2
+
+
+def test_the_page_knows_how_much_is_remembered() -> None:
+    assert f"at most the latest {sessions.MAX_SUPERSEDED_IDS}" in _section("Additional keys (**vlad**)")
+    assert f"session's latest {sessions.LATENCY_WINDOW} latencies" in _section("Continuing a chunk")
+
+
+def test_error_codes_are_those_of_the_code() -> None:
+    codes = _keys(_section("Errors of requests with an id"))
+    unserved = {error.code for error in outcomes.UnservedError.__subclasses__()}
+    assert codes == {"invalid", "engine", "worker_lost"} | unserved
 
 
 def test_metadata_keys_are_those_of_a_policy(demo_daemon: Daemon) -> None:
@@ -187,6 +225,9 @@ def test_limits_are_those_of_the_code() -> None:
     limits = {
         "message": f"{config.max_message_bytes >> 20} MiB",
         "image side": f"{environments.MAX_IMAGE_SIDE} pixels",
+        "an id, of a session or an observation": f"{request_options.MAX_ID_CHARACTERS} characters",
+        "sessions of a connection": str(robot_connection.MAX_SESSIONS),
+        "a deadline": f"{request_options.MAX_DEADLINE_MS:.0f} ms",
         "prompt": f"{environments.MAX_PROMPT_CHARACTERS} characters",
         "array dimensions": str(wire.MAX_DIMENSIONS),
         "elements of a list": str(wire.MAX_ARRAY_ELEMENTS),

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.support.daemon import start_daemon
+from vlad_configs.errors import ConfigError
 from vlad_server import cli
 
 
@@ -61,6 +62,38 @@ def test_api_key_comes_from_the_environment_unless_given() -> None:
     assert cli.serve_config(args, variables).api_key == "from the environment"
     args = cli.parse(["--checkpoint", "demo", "--api-key", "given"])
     assert cli.serve_config(args, variables).api_key == "given"
+
+
+def test_devices_are_numbers_of_gpus_or_names() -> None:
+    args = cli.parse(["--checkpoint", "demo", "--devices", "0, 2,cpu"])
+    config = cli.serve_config(args, {})
+    assert config.worker_devices == ("cuda:0", "cuda:2", "cpu")
+    assert [config.policy_options(device)["device"] for device in config.worker_devices] == [
+        *("cuda:0", "cuda:2", "cpu")
+    ]
+    args = cli.parse(["--checkpoint", "demo", "--device", "cuda:1"])
+    assert cli.serve_config(args, {}).worker_devices == ("cuda:1",)
+
+
+def test_a_request_alone_is_always_possible() -> None:
+    args = cli.parse(["--checkpoint", "demo", "--batch-sizes", "4, 2"])
+    assert cli.serve_config(args, {}).policy_options(None)["batch_sizes"] == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--devices 0,,1", "with commas in between"),
+        ("--devices 0,1 --device cpu", "contradict each other"),
+        ("--batch-sizes 1,x", "numbers with commas in between"),
+        ("--batch-sizes 1,99", "must lie in 1..16, not 1, 99"),
+        ("--max-waiting 0", "--max-waiting must be at least 1, not 0"),
+        ("--session-seconds -1", "--session-seconds must not be negative"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_in_plain_words(line: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        cli.serve_config(cli.parse(["--checkpoint", "demo", *line.split()]), {})
 
 
 def test_help_needs_no_torch() -> None:

@@ -2,28 +2,36 @@
 
 Started like the real worker. The checkpoint option is a JSON object:
 `start_s` seconds to become ready, `fail` a reason not to start (`fail_lines` times), `die` to crash instead,
-`infer_s` seconds per request, `horizon` actions in a chunk.
+`infer_s` seconds per request, `horizon` actions in a chunk; `batch_sizes` that it takes, `batch_s` seconds
+for each further request of a batch; `overlap_s` seconds before `infer_s` that run beside the `infer_s` of
+another request; `continues` where it can continue chunks.
 A request's prompt may command more: `die`, `raise`, `bug`, `nan`, `refuse`, `sleep <seconds>`.
 The chunk is a pure function of the state, so that a mixed-up reply shows.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vlad_configs.environments import ENVIRONMENTS
 from vlad_configs.errors import ConfigError, EngineError, ObservationError
+from vlad_configs.rtc import ChunkContinuation
 from vlad_engines.worker import ReportProgress, serve
+from vlad_engines.worker_protocol import CONTINUATION_KEY
 
 ACTION_HORIZON = 10
+PROMPTS_THAT_FAIL = ("raise", "bug", "refuse")
+RTC_CAPABILITIES = {"modes": ["guided_identity"], "default_mode": "guided_identity"}
 
 
 def expected_chunk(
@@ -31,6 +39,35 @@ def expected_chunk(
 ) -> np.ndarray[Any, Any]:
     """The chunk that the scripted policy returns for a state."""
     return np.add.outer(np.arange(horizon, dtype=np.float64), np.float64(state.sum()) + np.arange(width))
+
+
+def expected_model_actions(actions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The scripted chunk in the script's idea of a model's space: one column more."""
+    return np.pad(actions, ((0, 0), (0, 1))).astype(np.float32)
+
+
+def _report(continuation: ChunkContinuation) -> dict[str, Any]:
+    """Like a real one, with all that came in the note."""
+    given = continuation.model_actions if continuation.action_prefix is None else continuation.action_prefix
+    anchor = continuation.anchor_state
+    note = {
+        "leftover": given.tolist() if given is not None else None,
+        "anchor": None if anchor is None else anchor.tolist(),
+    }
+    return {
+        "mode": "guided_identity",
+        "delay": continuation.delay,
+        "prefix_end": continuation.prefix_end,
+        "beta": continuation.beta,
+        "schedule": continuation.schedule,
+        "valid_from": continuation.delay,
+        "note": json.dumps(note),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    result: Callable[[], Mapping[str, Any]]
 
 
 class ScriptedPolicy:
@@ -49,7 +86,36 @@ class ScriptedPolicy:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        return {"family": "scripted", "pid": os.getpid(), "default_prompt": self._default_prompt}
+        return {
+            "family": "scripted",
+            "pid": os.getpid(),
+            "default_prompt": self._default_prompt,
+            "vlad": {"rtc": RTC_CAPABILITIES if self._script.get("continues") else None},
+        }
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        return self._script.get("batch_sizes", [1])
+
+    @property
+    def overlaps(self) -> bool:
+        return "overlap_s" in self._script
+
+    def start(self, observation: Mapping[str, Any]) -> _Pending:
+        if observation.get("prompt") == "refuse":
+            raise ObservationError("prompt", "another prompt", "refuse")
+        time.sleep(self._script["overlap_s"])
+        return _Pending(functools.partial(self.infer, observation))
+
+    def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        assert len(observations) in self.batch_sizes
+        if any(observation.get("prompt") in PROMPTS_THAT_FAIL for observation in observations):
+            raise EngineError("one of them is bad")
+        if any(observation.get("prompt") == "die" for observation in observations):
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self._script.get("batch_s", 0.0) * (len(observations) - 1))
+        first, *others = observations
+        return [self.infer(first), *(self.infer({**other, "prompt": "sleep 0"}) for other in others)]
 
     def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
         started = time.perf_counter()
@@ -73,7 +139,12 @@ class ScriptedPolicy:
         if prompt == "nan":
             actions[3, 2] = np.nan
         milliseconds = 1e3 * (time.perf_counter() - started)
-        return {"actions": actions, "policy_timing": {"infer_ms": milliseconds, "denoise_ms": milliseconds}}
+        reply = {"actions": actions, "policy_timing": {"infer_ms": milliseconds, "denoise_ms": milliseconds}}
+        if self._script.get("continues"):
+            reply |= {"model_actions": expected_model_actions(actions), "anchor_state": np.float64(state)}
+            if CONTINUATION_KEY in observation:
+                reply["rtc"] = _report(ChunkContinuation(**observation[CONTINUATION_KEY]))
+        return reply
 
 
 def _busy(seconds: float) -> None:

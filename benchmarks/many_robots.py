@@ -1,0 +1,182 @@
+"""Many robots on one engine: fairness, waiting, freshness, and what the server itself costs.
+
+Run from the repository root: `python -m benchmarks.many_robots [--seconds S] [--out FILE]`. The policy is
+scripted and takes 20 ms, so that what robots should get is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import datetime
+import itertools
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.server_overhead import summary
+from tests.support.daemon import Daemon, start_scripted_daemon
+from tests.support.libero import libero_observation
+from tests.support.robot import connect_robot, pack
+
+SERVICE_S = 0.020
+LOCK_STEP_ROBOTS = 64
+STREAMS = 8
+CAMERA_HZ = 30.0
+
+
+def lock_step(seconds: float) -> dict[str, Any]:
+    """Robots that wait for each chunk, all asking at once."""
+    message = pack(libero_observation())
+    ready, stop = threading.Barrier(LOCK_STEP_ROBOTS + 1), threading.Event()
+
+    def drive(_: int) -> list[float]:
+        waits = []
+        with connect_robot(daemon.port) as robot:
+            robot.connection.send(message)
+            robot.connection.recv()
+            ready.wait()
+            while not stop.is_set():
+                started = time.perf_counter()
+                robot.connection.send(message)
+                robot.connection.recv()
+                waits.append(time.perf_counter() - started)
+        return waits
+
+    with start_scripted_daemon(infer_s=SERVICE_S) as daemon:
+        daemon.wait_ready()
+        with concurrent.futures.ThreadPoolExecutor(LOCK_STEP_ROBOTS) as pool:
+            futures = [pool.submit(drive, number) for number in range(LOCK_STEP_ROBOTS)]
+            ready.wait()
+            cpu_s, began = _cpu_s(daemon), time.perf_counter()
+            time.sleep(seconds)
+            cpu_s, elapsed_s = _cpu_s(daemon) - cpu_s, time.perf_counter() - began
+            stop.set()
+            waits = [future.result() for future in futures]
+    served = [len(each) for each in waits]
+    together = list(itertools.chain.from_iterable(waits))
+    return {
+        "robots": LOCK_STEP_ROBOTS,
+        "served_min": min(served),
+        "served_max": max(served),
+        "wait": summary(together),
+        "wait_p99_over_robots_times_service": round(
+            float(np.percentile(together, 99)) / (LOCK_STEP_ROBOTS * SERVICE_S), 4
+        ),
+        "requests_per_s": round(sum(served) / elapsed_s, 2),
+        "server_cpu_ms_per_request": round(1e3 * cpu_s / (sum(served) - LOCK_STEP_ROBOTS), 4),
+    }
+
+
+def streams(seconds: float) -> dict[str, Any]:
+    """Robots that send at camera rate, five times as much as the engine can serve."""
+
+    def drive(number: int) -> dict[str, Any]:
+        return _stream(daemon, f"robot {number}", seconds)
+
+    with start_scripted_daemon(infer_s=SERVICE_S) as daemon:
+        daemon.wait_ready()
+        cpu_s = _cpu_s(daemon)
+        with concurrent.futures.ThreadPoolExecutor(STREAMS) as pool:
+            results = list(pool.map(drive, range(STREAMS)))
+        cpu_s = _cpu_s(daemon) - cpu_s
+    served = [result["served"] for result in results]
+    sent = sum(result["sent"] for result in results)
+    overlooked = [age for result in results for age in result["overlooked_s"]]
+    return {
+        "robots": STREAMS,
+        "camera_hz": CAMERA_HZ,
+        "sent": sent,
+        "served_min": min(served),
+        "served_max": max(served),
+        "observation_age": summary([age for result in results for age in result["ages_s"]]),
+        # How long a newer observation had left its robot when computing an older one began.
+        "stale_at_start": len(overlooked),
+        "stale_at_start_by_max_ms": round(1e3 * max(overlooked, default=0.0), 3),
+        "server_cpu_ms_per_observation": round(1e3 * cpu_s / sent, 4),
+    }
+
+
+def _stream(daemon: Daemon, session: str, seconds: float) -> dict[str, Any]:
+    base = {**libero_observation(), "vlad/session": session, "vlad/stream": True}
+    begun, sent = [], []
+    stop = threading.Event()
+
+    def send() -> None:
+        for number in itertools.count():
+            if stop.wait(1 / CAMERA_HZ):
+                return
+            message = pack({**base, "vlad/observation_id": number})
+            begun.append(time.perf_counter())
+            robot.connection.send(message)
+            sent.append(time.perf_counter())
+
+    ages, overlooked = [], []
+    with connect_robot(daemon.port) as robot:
+        sender = threading.Thread(target=send)
+        sender.start()
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            reply = robot.receive()
+            age = 1e-3 * reply["observation_age_ms"]
+            ages.append(age)
+            # Computing began at this time, or a little later.
+            started = begun[reply["observation_id"]] + age
+            newest = [other for other in sent[reply["observation_id"] + 1 :] if other < started]
+            overlooked += [started - newest[0]] if newest else []
+        stop.set()
+        sender.join()
+    return {"served": len(ages), "sent": len(sent), "ages_s": ages, "overlooked_s": overlooked}
+
+
+def _cpu_s(daemon: Daemon) -> float:
+    """User and system seconds of the server process, without its worker."""
+    with open(f"/proc/{daemon.process.pid}/schedstat") as file:
+        return int(file.read().split()[0]) * 1e-9 + _other_threads_s(daemon)
+
+
+def _other_threads_s(daemon: Daemon) -> float:
+    seconds = 0.0
+    for thread in os.listdir(f"/proc/{daemon.process.pid}/task"):
+        if int(thread) != daemon.process.pid:
+            with open(f"/proc/{daemon.process.pid}/task/{thread}/schedstat") as file:
+                seconds += int(file.read().split()[0]) * 1e-9
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of each measurement")
+    parser.add_argument("--out", type=pathlib.Path, help="write the result as JSON")
+    args = parser.parse_args()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    result = {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "commit": commit.stdout.strip(),
+        "command": f"python -m benchmarks.many_robots --seconds {args.seconds:g}",
+        "machine": {
+            "cpu_count": os.cpu_count(),
+            "arch": platform.machine(),
+            "python": platform.python_version(),
+        },
+        "service_ms": 1e3 * SERVICE_S,
+        "lock_step": lock_step(args.seconds),
+        "streams": streams(args.seconds),
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Between robots and engine workers: who waits, who is computed where, who has waited long enough."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vlad_server.metrics import ServerMetrics
+from vlad_server.outcomes import BusyError, ExpiredError, Outcome, SupersededError
+from vlad_server.readiness import Readiness
+from vlad_server.scheduler import QueueFullError, Scheduler, Terms
+from vlad_server.service_times import ServiceTimes
+from vlad_server.worker_link import Work, WorkerLink
+
+logger = logging.getLogger("vlad.server")
+
+TIMER_STEP_S = 0.001
+"""Timers of an event loop may be early by that much."""
+
+
+class Dispatcher:
+    """Gives the requests of all robots to one or more engine workers.
+
+    Args:
+        command: how to start a worker.
+        options: for each worker, the policy's arguments.
+        request_bytes: largest request in bytes.
+        max_waiting: how many requests may wait.
+        describe: from a policy's metadata to the daemon's.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        options: Sequence[Mapping[str, Any]],
+        *,
+        request_bytes: int,
+        max_waiting: int,
+        describe: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        readiness: Readiness,
+        metrics: ServerMetrics,
+    ) -> None:
+        self._describe = describe
+        self._readiness = readiness
+        self._metrics = metrics
+        self._times = ServiceTimes()
+        self._queue: Scheduler[Work] = Scheduler(max_waiting, self._times)
+        self._places: dict[int, WorkerLink] = {}
+        self._dropped: set[int] = set()
+        self._ended: dict[int, Work] = {}
+        self._handed_over_until: dict[int, tuple[float, Work]] = {}
+        self._request_ids = itertools.count(1)
+        self._expiry: asyncio.TimerHandle | None = None
+        names = (
+            ["engine worker"] if len(options) == 1 else [f"engine worker {i}" for i in range(len(options))]
+        )
+        self._links = [
+            WorkerLink(name, command, dict(option), request_bytes=request_bytes, owner=self, metrics=metrics)
+            for name, option in zip(names, options, strict=True)
+        ]
+
+        metrics.in_flight["queued"].set_function(lambda: len(self._queue))
+        metrics.in_flight["running"].set_function(lambda: len(self._places))
+
+    async def supervise(self) -> None:
+        """Keep the workers alive until cancelled.
+
+        Raises:
+            ConfigError: where one of them cannot start for the first time.
+        """
+        tasks = [asyncio.ensure_future(link.supervise()) for link in self._links]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._expiry is not None:
+                self._expiry.cancel()
+
+    def submit(self, work: Work, terms: Terms, *, stream: bool = False) -> int:
+        """Queue a request; `work.on_done` is told its outcome, never before this returns.
+
+        The outcome is a `Reply`; an `ObservationError` where the processing found the observation unusable;
+        an `EngineError` where the engine failed; or an `UnservedError`.
+
+        Args:
+            stream: True where it takes the place of the one of its session that has not begun.
+
+        Returns:
+            The request's id, for `drop`.
+        """
+        request_id = next(self._request_ids)
+        try:
+            if stream:
+                self._submit_newest(request_id, work, terms)
+            else:
+                self._queue.submit(request_id, work, terms)
+        except QueueFullError as error:
+            self._tell_later(request_id, work, BusyError(f"busy: {error}; send it again later"))
+        else:
+            self._pump()
+        return request_id
+
+    def drop(self, request_id: int) -> None:
+        """Forget a request that nobody waits for any more; where it is computed already, its chunk."""
+        self._ended.pop(request_id, None)
+        self._handed_over_until.pop(request_id, None)
+        if request_id in self._places:
+            self._dropped.add(request_id)
+            self._places[request_id].revoke(request_id)
+        else:
+            self._queue.drop(request_id)
+
+    def on_state(self, link: WorkerLink) -> None:
+        """A worker became ready, tells of its progress, or is lost. Called by links."""
+        ready = [one for one in self._links if one.is_ready]
+        self._metrics.workers_ready.set(len(ready))
+        if link.is_ready:
+            self._readiness.metadata = self._describe(link.metadata)
+        if ready:
+            self._readiness.change("ready", "ready")
+            self._pump()
+        else:
+            again = any(one.ever_ready for one in self._links)
+            self._readiness.change("restarting" if again else "loading", link.explanation)
+
+    def on_outcome(self, link: WorkerLink, request_id: int, work: Work, outcome: Outcome) -> None:
+        """A request that was handed over has ended. Called by links."""
+        self._queue.finish(request_id)
+        is_wanted = self._left_worker(request_id)
+        # An idle worker comes first, and the reply where it has something to do.
+        if not len(link):
+            self._pump()
+        if is_wanted:
+            work.on_done(outcome)
+        self._pump()
+
+    def on_unbegun(self, link: WorkerLink, request_id: int, work: Work) -> None:
+        """A request that was handed over will not be computed there. Called by links."""
+        last_start = self._queue.last_start(request_id)
+        is_wanted = self._left_worker(request_id)
+        if not is_wanted:
+            self._queue.finish(request_id)
+        elif last_start is not None and last_start < time.perf_counter():
+            self._queue.finish(request_id)
+            self._tell_later(request_id, work, _expired())
+        elif not self._queue.put_back(request_id):
+            self._tell_later(request_id, work, _superseded())
+        self._pump()
+
+    def on_computed(self, size: int, seconds: float) -> None:
+        """The engine computed a batch. Called by links."""
+        self._times.note(size, seconds, time.perf_counter())
+
+    def _submit_newest(self, request_id: int, work: Work, terms: Terms) -> None:
+        older = self._queue.supersede(request_id, work, terms)
+        if older is not None:
+            self._tell_later(*older, _superseded())
+            return
+        running = self._queue.running_of(terms.session)
+        if running is not None and not self._places[running].has_begun(running):
+            self._places[running].revoke(running)
+
+    def _pump(self) -> None:
+        """Give waiting requests to the workers that may take some."""
+        if not len(self._queue) and not self._handed_over_until:
+            return
+        now = time.perf_counter()
+        self._end_expired(now)
+        while len(self._queue) and (link := self._free_link()) is not None:
+            batch = self._queue.take(link.batch_sizes, now)
+            if not batch:
+                break
+            for request_id, work in batch:
+                self._places[request_id] = link
+                last_start = self._queue.last_start(request_id)
+                if last_start is not None:
+                    self._handed_over_until[request_id] = (last_start, work)
+            for request_id, work, error in link.hand_over(batch, self._queue.last_start):
+                self._queue.finish(request_id)
+                self._left_worker(request_id)
+                self._tell_later(request_id, work, error)
+        self._wake_for_expiry(now)
+
+    def _end_expired(self, now: float) -> None:
+        for request_id, work in self._queue.take_expired(now):
+            self._tell_later(request_id, work, _expired())
+        for request_id, (last_start, work) in list(self._handed_over_until.items()):
+            # What lies ready for a worker is told at once; the worker itself would not begin it either.
+            if last_start < now and not self._places[request_id].has_begun(request_id):
+                self.drop(request_id)
+                self._tell_later(request_id, work, _expired())
+            elif last_start < now:
+                del self._handed_over_until[request_id]
+
+    def _free_link(self) -> WorkerLink | None:
+        """The worker that will be free first, if any may take a request now."""
+        free = [link for link in self._links if link.has_room]
+        if len(free) < 2:
+            return free[0] if free else None
+        return min(free, key=lambda link: (len(link), link.busy_since))
+
+    def _left_worker(self, request_id: int) -> bool:
+        """Note that no worker has a request any more; True where somebody waits for its outcome."""
+        del self._places[request_id]
+        self._handed_over_until.pop(request_id, None)
+        is_wanted = request_id not in self._dropped
+        self._dropped.discard(request_id)
+        return is_wanted
+
+    def _tell_later(self, request_id: int, work: Work, outcome: Outcome) -> None:
+        self._ended[request_id] = work
+        asyncio.get_running_loop().call_soon(self._tell, request_id, outcome)
+
+    def _tell(self, request_id: int, outcome: Outcome) -> None:
+        work = self._ended.pop(request_id, None)
+        if work is not None:
+            work.on_done(outcome)
+
+    def _wake_for_expiry(self, now: float) -> None:
+        expiries = [last_start for last_start, _ in self._handed_over_until.values()]
+        if (waiting := self._queue.next_expiry()) is not None:
+            expiries.append(waiting)
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        if expiries:
+            pause = max(0.0, min(expiries) - now) + TIMER_STEP_S
+            self._expiry = asyncio.get_running_loop().call_later(pause, self._pump)
+
+
+def _expired() -> ExpiredError:
+    return ExpiredError("expired: the request could not be computed before its vlad/deadline_ms")
+
+
+def _superseded() -> SupersededError:
+    return SupersededError("superseded: a newer observation of this session took its place")
