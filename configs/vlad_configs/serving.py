@@ -9,7 +9,7 @@ from vlad_configs.environments import ENVIRONMENTS, Environment
 from vlad_configs.errors import ConfigError
 
 BackendName = Literal["pytorch", "triton", "triton_pipelined", "tensorrt", "tensorrt_pipelined"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp8"]
 
 MAX_BATCH_SIZE = 16
 MIN_MESSAGE_BYTES = 1 << 20
@@ -31,6 +31,7 @@ class ServeConfig:
         batch_sizes: how many requests may share one computation; 1 is always possible. Only for backends that
             compute batches.
         devices: torch devices, with an engine worker on each; empty for one worker on `device`.
+        calibration: npz file of recorded observations for `fp8`; None for drawn ones.
         tokenizer, norm_stats: files that replace those found beside the checkpoint.
         host, port: where robots connect; port 0 picks a free one.
         metrics_port: where `/metrics` and the health paths are served as well; 0 picks a free one.
@@ -53,6 +54,7 @@ class ServeConfig:
     default_prompt: str | None = None
     num_steps: int | None = None
     precision: Precision | None = None
+    calibration: str | None = None
     device: str | None = None
     batch_sizes: tuple[int, ...] = (1,)
     devices: tuple[str, ...] = ()
@@ -95,6 +97,8 @@ class ServeConfig:
             raise ConfigError(
                 f"--batch-sizes must lie in 1..{MAX_BATCH_SIZE}, not {', '.join(map(str, self.batch_sizes))}"
             )
+        if self.calibration is not None and self.precision != "fp8":
+            raise ConfigError("--calibration is for --precision fp8")
         if self.devices and self.device is not None:
             raise ConfigError("--device and --devices contradict each other; give one of them")
         if self.max_waiting < 1:
@@ -129,6 +133,7 @@ class ServeConfig:
             "env": self.environment,
             "config": self.openpi_config,
             "precision": self.precision,
+            "calibration": self.calibration,
             "device": device,
             "batch_sizes": sorted({1, *self.batch_sizes}),
             "tokenizer": self.tokenizer,

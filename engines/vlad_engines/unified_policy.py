@@ -22,11 +22,13 @@ from vlad_engines.checkpoint.open_weights import open_weights
 from vlad_engines.checkpoint.policy_checkpoint import PolicyCheckpoint, open_policy_checkpoint
 from vlad_engines.fidelity.cache import FidelityCache
 from vlad_engines.fidelity.gate import LoadedPolicy, admit
+from vlad_engines.fidelity.observations import calibration_observations
 from vlad_engines.model.euler import euler_schedule
 from vlad_engines.overlap.meter import OverlapReport
 from vlad_engines.pending_chunk import PendingChunk, PreparedRequest, computed_now, make_reply
 from vlad_engines.policy_metadata import describe_policy
 from vlad_engines.processing.continuation import ContinuationPlanner
+from vlad_engines.processing.model_inputs import ModelInputs
 from vlad_engines.processing.noise import NoiseSource
 from vlad_engines.processing.processor import Processor
 from vlad_engines.processing.tokenizer import SentencePieceTokenizer
@@ -49,7 +51,8 @@ class UnifiedPolicy:
         enable_kv_cache: False computes the prefix again in every step, with the same result.
         env: robot, a name of `ENVIRONMENTS`; None for that of `config`, or else LIBERO.
         config: openpi configuration name; None for the checkpoint's or the robot's default.
-        precision: `fp32` or `bf16`; None for bf16 on a GPU and fp32 on a CPU.
+        precision: `fp32`, `bf16` or `fp8`; None for bf16 on a GPU and fp32 on a CPU.
+        calibration: npz file of recorded observations from which `fp8` learns; None for drawn ones.
         device: torch device; None for the first GPU, or else the CPU.
         tokenizer: SentencePiece file; None to look beside the checkpoint and in `OPENPI_DATA_HOME`.
         norm_stats: `norm_stats.json`; None for the checkpoint's own.
@@ -73,6 +76,7 @@ class UnifiedPolicy:
         env: str | None = None,
         config: str | None = None,
         precision: Precision | None = None,
+        calibration: str | None = None,
         device: str | None = None,
         tokenizer: str | None = None,
         norm_stats: str | None = None,
@@ -98,7 +102,13 @@ class UnifiedPolicy:
             default_prompt,
         )
         self._options = _backend_options(
-            checkpoint, num_denoising_steps, enable_kv_cache, precision, device, batch_sizes
+            checkpoint,
+            num_denoising_steps,
+            enable_kv_cache,
+            precision,
+            device,
+            batch_sizes,
+            self._calibration_inputs(calibration) if precision == "fp8" else (),
         )
         report("loading the weights", 0.1)
         weights = open_weights(checkpoint, self._options.device)
@@ -286,6 +296,10 @@ class UnifiedPolicy:
         """Give weights and buffers back; the policy cannot be used afterwards."""
         self._backend.close()
 
+    def _calibration_inputs(self, path: str | None) -> list[ModelInputs]:
+        observations = calibration_observations(path, self._contract.environment)
+        return [self._processor.prepare(observation) for observation in observations]
+
     def _prepare(
         self,
         observation: Mapping[str, Any],
@@ -314,6 +328,7 @@ def _backend_options(
     precision: Precision | None,
     device: str | None,
     batch_sizes: Sequence[int],
+    calibration: Sequence[ModelInputs],
 ) -> BackendOptions:
     steps = checkpoint.contract.num_denoising_steps if num_denoising_steps is None else num_denoising_steps
     if not isinstance(steps, int) or isinstance(steps, bool):
@@ -334,6 +349,7 @@ def _backend_options(
         enable_kv_cache=enable_kv_cache,
         camera_counts=tuple(range(required, len(cameras) + 1)),
         batch_sizes=sizes,
+        calibration=calibration,
     )
 
 

@@ -60,6 +60,8 @@ class Args:
     """Denoising steps; the checkpoint's own number (10 for published ones) where not given."""
     precision: Precision | None = None
     """Arithmetic of the network; bf16 on a GPU and fp32 on a CPU where not given."""
+    calibration: str | None = None
+    """Recorded observations (npz) that tell fp8 the size of activations; drawn ones where not given."""
     device: str | None = None
     """Torch device; the first GPU, or else the CPU, where not given."""
     devices: str | None = None
@@ -128,6 +130,7 @@ def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
         default_prompt=args.default_prompt,
         num_steps=args.num_steps,
         precision=args.precision,
+        calibration=args.calibration,
         device=args.device,
         devices=_devices(args.devices),
         batch_sizes=_batch_sizes(args.batch_sizes),

@@ -182,7 +182,7 @@ def test_unknown_options_are_named_with_the_known_ones(libero: pathlib.Path) -> 
         ({"backend": "onnx"}, "unknown backend 'onnx'"),
         ({"num_denoising_steps": 0}, "num_steps must be at least 1"),
         ({"num_denoising_steps": 2.5}, "must be an integer"),
-        ({"precision": "fp16"}, "'fp32' or 'bf16', not 'fp16'"),
+        ({"precision": "fp16"}, "'fp32', 'bf16' or 'fp8', not 'fp16'"),
         ({"device": "tpu"}, "device must be"),
         ({"env": "KITCHEN"}, "unknown environment 'KITCHEN'"),
         ({"config": "pi05_kitchen"}, "config 'pi05_kitchen' not found"),

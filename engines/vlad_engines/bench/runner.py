@@ -12,7 +12,7 @@ from vlad_configs.models import ModelConfig
 from vlad_engines.backends.base import BackendOptions
 from vlad_engines.backends.choice import BackendChoice
 from vlad_engines.backends.registry import create_backend
-from vlad_engines.bench.case import RequestShape
+from vlad_engines.bench.case import RequestShape, model_inputs
 from vlad_engines.bench.device import device_name, memory_in_use_by_all_gib, memory_in_use_gib
 from vlad_engines.bench.engine_mode import measure_engine, repeat, runs_batch
 from vlad_engines.bench.loopback import measure_loopback, running_daemon
@@ -76,6 +76,7 @@ def _engine(
         plan.device,
         camera_counts=(plan.shape.cameras,),
         batch_sizes=plan.batches,
+        calibration=[model_inputs(model, plan.shape, seed) for seed in range(4)],
     )
     backend = create_backend(choice.name, model, open_weights(checkpoint, plan.device), options)
     try:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -96,6 +97,7 @@ def trace_graph(module: nn.Module, spec: GraphSpec) -> TracedGraph:
         )
     model = onnx.load_from_string(buffer.getvalue())
     _declare_outputs(model, spec.outputs)
+    _fold_unsqueezed_constants(model.graph)
     return TracedGraph(model, _take_initializers(model, module.state_dict(), spec))
 
 
@@ -162,6 +164,20 @@ def _declare_outputs(model: onnx.ModelProto, outputs: Sequence[TensorSpec]) -> N
     for output, tensor in zip(model.graph.output, outputs, strict=True):
         kind = _ONNX[_TORCH[tensor.dtype]]
         output.CopyFrom(onnx.helper.make_tensor_value_info(tensor.name, kind, list(tensor.shape)))
+
+
+def _fold_unsqueezed_constants(graph: Any) -> None:
+    """Make constants of unsqueezed ones: TensorRT 8.6 refuses to slice along axes that are computed."""
+    constants: dict[str, Any] = {}
+    for node in graph.node:
+        if node.op_type == "Unsqueeze" and all(name in constants for name in node.input):
+            value, axes = (onnx.numpy_helper.to_array(constants[name]) for name in node.input)
+            tensor = onnx.numpy_helper.from_array(np.expand_dims(value, tuple(axes.tolist())))
+            node.CopyFrom(
+                onnx.helper.make_node("Constant", [], list(node.output), name=node.name, value=tensor)
+            )
+        if node.op_type == "Constant":
+            constants[node.output[0]] = node.attribute[0].t
 
 
 def _take_initializers(

@@ -75,6 +75,13 @@ def synthetic_observations(
     return tuple(_observation(environment, index) for index in range(count))
 
 
+def calibration_observations(path: str | None, environment: Environment) -> tuple[dict[str, Any], ...]:
+    """What `fp8` is calibrated with: recorded requests, or else drawn ones that the check does not use."""
+    if path is not None:
+        return recorded_observations(path, environment)
+    return synthetic_observations(environment, 3 * DEFAULT_OBSERVATIONS)[DEFAULT_OBSERVATIONS:]
+
+
 def recorded_observations(path: str | pathlib.Path, environment: Environment) -> tuple[dict[str, Any], ...]:
     """Read observations from a npz file.
 

@@ -11,7 +11,12 @@ from vlad_engines.backends.registry import create_backend
 from vlad_engines.checkpoint.open_weights import open_weights
 from vlad_engines.checkpoint.policy_checkpoint import PolicyCheckpoint, open_policy_checkpoint
 from vlad_engines.fidelity.check import check_backend
-from vlad_engines.fidelity.observations import make_cases, recorded_observations, synthetic_observations
+from vlad_engines.fidelity.observations import (
+    calibration_observations,
+    make_cases,
+    recorded_observations,
+    synthetic_observations,
+)
 from vlad_engines.fidelity.reference import compute_reference
 from vlad_engines.fidelity.report import FidelityReport
 from vlad_engines.processing.processor import Processor
@@ -55,10 +60,13 @@ def verify_checkpoint(
         requests = synthetic_observations(contract.environment, observations)
     else:
         requests = synthetic_observations(contract.environment)
-    cases = make_cases(make_processor(opened), contract.model, requests)
+    processor = make_processor(opened)
+    cases = make_cases(processor, contract.model, requests)
     steps = contract.num_denoising_steps if num_steps is None else num_steps
     weights = open_weights(opened, device)
     reference = compute_reference(contract.model, weights, cases, steps, device)
+    drawn = calibration_observations(None, contract.environment)
+    calibration = [processor.prepare(observation) for observation in drawn]
     camera_counts = tuple(sorted({len(case.inputs.cameras) for case in cases}))
     for candidate in candidates:
         options = BackendOptions(
@@ -67,6 +75,7 @@ def verify_checkpoint(
             device,
             camera_counts=camera_counts,
             batch_sizes=batch_sizes,
+            calibration=calibration,
         )
         backend = create_backend(candidate.name, contract.model, weights, options)
         try:

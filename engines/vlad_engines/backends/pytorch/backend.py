@@ -27,6 +27,8 @@ def create(
 ) -> PytorchBackend:
     """See `registry.create_backend`."""
     device = _find_device(options.device)
+    if options.precision == "fp8":
+        raise ConfigError("backend 'pytorch' computes in fp32 or bf16, not fp8")
     model = Pi0.from_openpi_weights(config, weights, options.precision, device)
     return PytorchBackend(model, options, device)
 

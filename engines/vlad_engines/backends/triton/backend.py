@@ -21,6 +21,7 @@ from vlad_engines.backends.base import BackendOptions, InferenceResult
 from vlad_engines.backends.capabilities import Trace
 from vlad_engines.backends.triton import denoise_loop
 from vlad_engines.backends.triton.engine import CapturedEngine
+from vlad_engines.backends.triton.prefix_fp8 import Fp8Prefix, calibrate, quantise
 from vlad_engines.backends.triton.slot import SlotKey
 from vlad_engines.backends.triton.weights import fuse_weights
 from vlad_engines.backends.triton.workspace import Workspace
@@ -73,7 +74,12 @@ class TritonBackend:
             )
             if is_used
         )
-        # The unfused weights are garbage now, three gigabytes of it at full size.
+        self._prefix: Fp8Prefix | None = None
+        if options.precision == "fp8":
+            peaks = calibrate(config, self._weights, options.calibration, self._device)
+            self._prefix = quantise(self._weights.prefix, peaks)
+            self._weights = self._weights.without_prefix()
+        # What was fused is garbage now, three gigabytes of it at full size.
         gc.collect()
         torch.cuda.empty_cache()
         self._workspace = Workspace(self._device)
@@ -110,20 +116,20 @@ class TritonBackend:
         """See `Backend.describe`."""
         part = {
             "engine": "triton",
-            "precision": self._options.precision,
+            "precision": "bf16",
             "version": f"triton {triton.__version__}, torch {torch.__version__}",
             "device": torch.cuda.get_device_name(self._device),
         }
         return {
             "vision": dict(part),
-            "prefix": dict(part),
+            "prefix": {**part, "precision": self._options.precision},
             "denoise": {**part, "kernels": self._denoise_kernels},
         }
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._engines.clear()
-        del self._weights, self._workspace
+        del self._weights, self._prefix, self._workspace
         torch.cuda.empty_cache()
 
     def _keys(self) -> list[SlotKey]:
@@ -139,7 +145,9 @@ class TritonBackend:
     def _engine(self, key: SlotKey) -> CapturedEngine:
         if key not in self._engines:
             with torch.cuda.device(self._device):
-                self._engines[key] = CapturedEngine(self._config, self._weights, key, self._workspace)
+                self._engines[key] = CapturedEngine(
+                    self._config, self._weights, key, self._workspace, self._prefix
+                )
         return self._engines[key]
 
     def _key(self, inputs: Sequence[ModelInputs], noise: Sequence[npt.NDArray[np.float32]]) -> SlotKey:
@@ -173,8 +181,8 @@ def create(config: ModelConfig, weights: Mapping[str, Tensor], options: BackendO
     """
     if not options.device.startswith("cuda") or not torch.cuda.is_available():
         raise ConfigError(f"backend 'triton' needs an NVIDIA GPU, not device '{options.device}'")
-    if options.precision != "bf16":
-        raise ConfigError(f"backend 'triton' computes in bf16, not {options.precision}")
+    if options.precision not in ("bf16", "fp8"):
+        raise ConfigError(f"backend 'triton' computes in bf16 or fp8, not {options.precision}")
     if not options.enable_kv_cache:
         raise ConfigError("backend 'triton' always keeps the prefix's keys and values; leave the cache on")
     if not set(options.camera_counts) <= set(range(1, len(CAMERA_SLOTS) + 1)):

@@ -15,6 +15,7 @@ from vlad_configs.models import ModelConfig
 from vlad_engines.backends.capabilities import Trace
 from vlad_engines.backends.triton import denoise_loop
 from vlad_engines.backends.triton.denoise_loop import DenoiseLoop
+from vlad_engines.backends.triton.prefix_fp8 import Fp8Prefix, Fp8PrefixStage
 from vlad_engines.backends.triton.slot import Slot, SlotKey
 from vlad_engines.backends.triton.stages import DenoiseStage, PrefixStage, VisionStage
 from vlad_engines.backends.triton.weights import FusedWeights, from_pair_order
@@ -35,10 +36,19 @@ class BatchResult:
 
 
 class CapturedEngine:
-    """One graph per stage over one slot. The uploads belong to vision, the download to denoise."""
+    """One graph per stage over one slot. The uploads belong to vision, the download to denoise.
+
+    Args:
+        prefix: layers in float8 that stand in for those of `weights`.
+    """
 
     def __init__(
-        self, config: ModelConfig, weights: FusedWeights, key: SlotKey, workspace: Workspace
+        self,
+        config: ModelConfig,
+        weights: FusedWeights,
+        key: SlotKey,
+        workspace: Workspace,
+        prefix: Fp8Prefix | None = None,
     ) -> None:
         self.key = key
         self._image_tokens = key.cameras * config.siglip.num_tokens
@@ -53,7 +63,11 @@ class CapturedEngine:
         self._host_inputs[2][0].fill_(slot.prefix)
         self._host_actions = torch.zeros_like(slot.actions, device="cpu").pin_memory()
         self.vision = VisionStage(config, weights, slot, workspace)
-        self.prefix = PrefixStage(config, weights, slot, workspace)
+        self.prefix: PrefixStage | Fp8PrefixStage
+        if prefix is None:
+            self.prefix = PrefixStage(config, weights, slot, workspace)
+        else:
+            self.prefix = Fp8PrefixStage(config, weights, prefix, slot, workspace)
         self.denoise: DenoiseStage | DenoiseLoop
         if weights.expert_loop is not None and denoise_loop.supports(config, key):
             self.denoise = DenoiseLoop(config, weights, slot, workspace)

@@ -7,7 +7,7 @@ real prompt length from the device, so that one graph serves every prompt of its
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from vlad_engines.backends.triton.kernels.suffix_attention import SuffixAttentio
 from vlad_engines.backends.triton.slot import Slot
 from vlad_engines.backends.triton.weights import FusedWeights, Linear
 from vlad_engines.backends.triton.workspace import Workspace
+
+ObserveInput = Callable[[int, str, Tensor], None]
+"""Layer, product (`qkv`, `out`, `gate_up` or `down`), and its input `[M, in]`."""
 
 
 class VisionStage:
@@ -104,19 +107,20 @@ class PrefixStage:
         self._gate_up, self._hidden = buffer("gate_up", 2 * vlm.mlp_dim), buffer("hidden", vlm.mlp_dim)
         self._prompt = workspace.get("prefix.prompt", slot.tokens.numel(), vlm.width, dtype=dtype)
 
-    def __call__(self) -> None:
-        """Enqueue."""
+    def __call__(self, observe: ObserveInput | None = None) -> None:
+        """Enqueue.
+
+        Args:
+            observe: told the input of every product of every layer but the last, right after it was made.
+        """
+        tell = observe or _observe_nothing
         weights, slot, tokens = self._weights, self._slot, self._slot.prefix
-        if slot.tokens.numel():
-            torch.index_select(weights.token_embedding, 0, slot.tokens.flatten(), out=self._prompt)
-            torch.mul(
-                self._prompt.view_as(slot.prompt_embeddings),
-                math.sqrt(self._config.width),
-                out=slot.prompt_embeddings,
-            )
+        embed_prompt(slot, weights.token_embedding, self._prompt)
         residual = slot.embeddings.flatten(0, 1)
         branch: Tensor | None = None
-        for layer, keys, values in zip(weights.prefix, slot.keys, slot.values, strict=True):
+        for index, (layer, keys, values) in enumerate(
+            zip(weights.prefix, slot.keys, slot.values, strict=True)
+        ):
             norms.residual_rms_norm(residual, branch, layer.norm1, self._normed)
             is_last = layer.out is None
             product = self._qkv.flatten()[: len(residual) * len(layer.qkv)].view(len(residual), -1)
@@ -132,13 +136,34 @@ class PrefixStage:
             )
             if layer.out is None or layer.norm2 is None or layer.gate_up is None or layer.down is None:
                 break
+            tell(index, "qkv", self._normed)
             prefix_attention.prefix_attention(self._queries, keys, values, slot.lengths, self._mixed, tokens)
+            tell(index, "out", self._mixed.flatten(1))
             torch.mm(self._mixed.flatten(1), layer.out.T, out=self._branch)
             norms.residual_rms_norm(residual, self._branch, layer.norm2, self._normed)
+            tell(index, "gate_up", self._normed)
             torch.mm(self._normed, layer.gate_up.T, out=self._gate_up)
             activations.geglu(self._gate_up, self._hidden)
+            tell(index, "down", self._hidden)
             torch.mm(self._hidden, layer.down.T, out=self._branch)
             branch = self._branch
+
+
+def embed_prompt(slot: Slot, embedding: Tensor, scratch: Tensor) -> None:
+    """Put the prompt's embeddings, times the root of their width, behind the image tokens.
+
+    Args:
+        embedding: `[vocabulary, W]`. scratch: `[B * bucket, W]`.
+    """
+    if not slot.tokens.numel():
+        return
+    torch.index_select(embedding, 0, slot.tokens.flatten(), out=scratch)
+    prompt = slot.prompt_embeddings
+    torch.mul(scratch.view_as(prompt), math.sqrt(embedding.shape[1]), out=prompt)
+
+
+def _observe_nothing(layer: int, product: str, inputs: Tensor) -> None:
+    """Nobody asked."""
 
 
 class DenoiseStage:

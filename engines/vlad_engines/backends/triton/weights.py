@@ -150,6 +150,10 @@ class FusedWeights:
     rope_sin: Tensor
     schedule: EulerSchedule
 
+    def without_prefix(self) -> FusedWeights:
+        """The same, but for the prefix's layers, which something else stands in for."""
+        return dataclasses.replace(self, prefix=())
+
 
 @torch.inference_mode()
 def fuse_weights(

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vlad_engines.backends.triton.kernels.activations import clamped
 from vlad_engines.backends.triton.kernels.tiling import power_of_two_divisor
 
 BLOCK_KEYS = 32
@@ -31,11 +32,13 @@ def _split_heads(
     query_ptr,
     key_ptr,
     value_ptr,
+    scale_ptr,
     cache_stride,
     tokens,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     KEYS_ONLY: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     sample = row // tokens
@@ -49,15 +52,23 @@ def _split_heads(
     if not KEYS_ONLY:
         heads = tl.arange(0, HEADS)[:, None]
         queries = tl.load(base + heads * HEAD_DIM + entry).to(tl.float32)
+        if HAS_SCALE:
+            queries *= tl.load(scale_ptr + heads * HEAD_DIM + entry)
         cos_all = tl.broadcast_to(cos, (HEADS, HEAD_DIM // 2))
         sin_all = tl.broadcast_to(sin, (HEADS, HEAD_DIM // 2))
         queries = rotate_pairs(queries, cos_all, sin_all, HEADS, HEAD_DIM // 2)
         tl.store(query_ptr + (row * HEADS + heads) * HEAD_DIM + entry, queries.to(query_ptr.dtype.element_ty))
         base += HEADS * HEAD_DIM
-    keys = rotate_pairs(tl.load(base + entry).to(tl.float32), cos, sin, 1, HEAD_DIM // 2)
+        scale_ptr += HEADS * HEAD_DIM
+    keys = tl.load(base + entry).to(tl.float32)
+    values = tl.load(base + HEAD_DIM + entry).to(tl.float32)
+    if HAS_SCALE:
+        keys *= tl.load(scale_ptr + entry)
+        values *= tl.load(scale_ptr + HEAD_DIM + entry)
+    keys = rotate_pairs(keys, cos, sin, 1, HEAD_DIM // 2)
     target = sample * cache_stride + token * HEAD_DIM + entry
     tl.store(key_ptr + target, keys.to(key_ptr.dtype.element_ty))
-    tl.store(value_ptr + target, tl.load(base + HEAD_DIM + entry))
+    tl.store(value_ptr + target, values.to(value_ptr.dtype.element_ty))
 
 
 def split_heads(
@@ -68,6 +79,8 @@ def split_heads(
     keys: torch.Tensor,
     values: torch.Tensor,
     tokens: int,
+    *,
+    scale: torch.Tensor | None = None,
 ) -> None:
     """Rotate and store what the merged projection computed; keys and values go straight into the cache.
 
@@ -76,6 +89,7 @@ def split_heads(
         cos, sin: `[positions, head_dim / 2]` float32.
         queries: `[B * tokens, heads, head_dim]`, or None where only keys and values are wanted.
         keys, values: one layer's cache `[B, rows, head_dim]`; the first `tokens` rows are written.
+        scale: a float32 number for each column of the product, by which it is multiplied first.
     """
     head_dim = keys.shape[-1]
     _split_heads[(product.shape[0],)](
@@ -85,11 +99,13 @@ def split_heads(
         product if queries is None else queries,
         keys,
         values,
+        cos if scale is None else scale,
         keys.stride(0),
         tokens,
         HEADS=1 if queries is None else queries.shape[1],
         HEAD_DIM=head_dim,
         KEYS_ONLY=queries is None,
+        HAS_SCALE=scale is not None,
         num_warps=4,
     )
 
@@ -103,11 +119,13 @@ def _prefix_attention(
     out_ptr,
     cache_stride,
     rows,
+    factor,
     HEAD_DIM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     KEY_BLOCKS: tl.constexpr,
     SCALE: tl.constexpr,
+    QUANTISE: tl.constexpr,
 ):
     sample = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -135,6 +153,8 @@ def _prefix_attention(
         mixed = mixed * shrink[:, None] + tl.dot(weights.to(values.dtype), values)
         highest = new_highest
     mixed = mixed / total[:, None]
+    if QUANTISE:
+        mixed = clamped(mixed * factor)
     tl.store(out_ptr + at, mixed.to(out_ptr.dtype.element_ty), mask=inside[:, None])
 
 
@@ -145,6 +165,8 @@ def prefix_attention(
     lengths: torch.Tensor,
     out: torch.Tensor,
     tokens: int,
+    *,
+    factor: float | None = None,
 ) -> None:
     """Every query sees the first `lengths[b]` keys of its sample.
 
@@ -152,6 +174,7 @@ def prefix_attention(
         queries, out: `[B * tokens, heads, head_dim]`.
         keys, values: one layer's cache `[B, rows, head_dim]`.
         lengths: `[B]` int32 on the device, at least 1.
+        factor: by which the result is multiplied before it becomes float8, as `out` then is.
     """
     heads, head_dim = queries.shape[1:]
     rows = tokens * heads
@@ -164,11 +187,13 @@ def prefix_attention(
         out,
         keys.stride(0),
         rows,
+        1.0 if factor is None else factor,
         HEAD_DIM=head_dim,
         BLOCK_ROWS=block_rows,
         BLOCK_KEYS=BLOCK_KEYS,
         KEY_BLOCKS=triton.cdiv(tokens, BLOCK_KEYS),
         SCALE=head_dim**-0.5,
+        QUANTISE=factor is not None,
         num_warps=4,
         # One request leaves multiprocessors half empty, so that loads need more of a head start.
         num_stages=3 if lengths.shape[0] == 1 else 2,
