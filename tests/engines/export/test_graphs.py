@@ -253,3 +253,19 @@ def test_graphs_hold_no_values_and_do_not_depend_on_them() -> None:
 def test_shapes_of_a_key() -> None:
     axes = ShapeKey(2, 3, 8).axes(tiny_config("pi05"))
     assert axes == {"batch": 2, "images": 6, "image_tokens": 12, "prompt": 8, "prefix": 20}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_slices_name_their_axes_and_steps(family: Family, component: Any, tmp_path: pathlib.Path) -> None:
+    config = tiny_config(family)
+    form = GraphForm(STEPS)
+    export_bundle(config, random_weights(config), form, tmp_path)
+    graph = onnx.load(tmp_path / f"{component}.onnx", load_external_data=False).graph
+    constants = {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    computed = [
+        node.name
+        for node in graph.node
+        if node.op_type == "Slice" and not constants.issuperset(node.input[3:])
+    ]
+    assert computed == []

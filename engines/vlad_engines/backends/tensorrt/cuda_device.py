@@ -57,10 +57,18 @@ class CudaStream:
 
 
 class CudaEvent:
-    """See `device.Event`."""
+    """See `device.Event`.
 
-    def __init__(self, event: Any) -> None:
+    Goes back to `spares` at its end: pycuda destroys an event only in the thread that made it, and the one
+    that waits for requests is another.
+    """
+
+    def __init__(self, event: Any, spares: list[Any]) -> None:
         self.raw = event
+        self._spares = spares
+
+    def __del__(self) -> None:
+        self._spares.append(self.raw)
 
     def record(self, stream: CudaStream) -> None:
         self.raw.record(stream.raw)
@@ -87,6 +95,7 @@ class CudaDevice:
         self._driver = driver
         self._device = device
         self._context = device.retain_primary_context()
+        self._spare_events: list[Any] = []
 
     @property
     def name(self) -> str:
@@ -126,7 +135,11 @@ class CudaDevice:
         return CudaStream(self._driver.Stream(flags=_NON_BLOCKING))
 
     def create_event(self) -> CudaEvent:
-        return CudaEvent(self._driver.Event())
+        try:
+            event = self._spare_events.pop()
+        except IndexError:
+            event = self._driver.Event()
+        return CudaEvent(event, self._spare_events)
 
     def upload(self, address: int, array: HostArray, stream: CudaStream) -> None:
         self._driver.memcpy_htod_async(address, array, stream.raw)
