@@ -1,4 +1,4 @@
-"""The whole denoise loop as one kernel; see `cuda/denoise_loop.cu`. For the rows of few chunks."""
+"""The whole denoise loop as one kernel; see `cuda/denoise_loop.cu`. For one short chunk of pi0.5."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def supports(config: ModelConfig, key: SlotKey) -> bool:
     prefix = key.cameras * config.siglip.num_tokens + key.prompt_bucket
     return (
         config.family == "pi05"
-        and (expert.width, expert.head_dim, expert.num_kv_heads) == (BLOCKS * UNIT, 256, 1)
-        and expert.num_heads * expert.head_dim % 2048 == expert.mlp_dim % 2048 == 0
+        and (expert.width, expert.mlp_dim, expert.num_heads) == (BLOCKS * UNIT, 4096, 8)
+        and (expert.head_dim, expert.num_kv_heads, config.action_dim % 8) == (256, 1, 0)
         and key.batch == 1
         and rows <= _MOST_ROWS
         and _groups(rows, expert) * _splits(prefix, rows) <= BLOCKS
