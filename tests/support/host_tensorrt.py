@@ -199,12 +199,9 @@ def make_tensorrt(version: str, device: HostDevice) -> Any:
     trt: Any = types.ModuleType("tensorrt")
     trt.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
     trt.__version__, trt.builds = version, []
-    trt.BuilderFlag = _enumeration(
-        "BuilderFlag", "TF32" if modern else "FP16 OBEY_PRECISION_CONSTRAINTS TF32"
-    )
+    trt.BuilderFlag = _enumeration("BuilderFlag", "TF32")
     trt.DataType = _enumeration("DataType", "FLOAT HALF INT32 BF16" if modern else "FLOAT HALF INT32")
     trt.LayerInformationFormat = _enumeration("LayerInformationFormat", "ONELINE JSON")
-    trt.LayerType = _enumeration("LayerType", "CONSTANT SHAPE CAST IDENTITY SOFTMAX MATRIX_MULTIPLY")
     trt.MemoryPoolType = _enumeration("MemoryPoolType", "WORKSPACE")
     trt.ProfilingVerbosity = _enumeration("ProfilingVerbosity", "LAYER_NAMES_ONLY DETAILED")
     trt.TacticSource = _enumeration("TacticSource", "EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS")
@@ -257,34 +254,15 @@ def make_tensorrt(version: str, device: HostDevice) -> Any:
         def __init__(self, flags: int) -> None:
             self.flags = flags
             self.model: onnx.ModelProto | None = None
-            self.layers: list[Any] = []
 
         @property
         def num_inputs(self) -> int:
             assert self.model is not None
             return len(self.model.graph.input)
 
-        @property
-        def num_layers(self) -> int:
-            return len(self.layers)
-
         def get_input(self, index: int) -> Any:
             assert self.model is not None
             return self.model.graph.input[index]
-
-        def get_layer(self, index: int) -> Any:
-            return self.layers[index]
-
-    class Layer:
-        def __init__(self, kind: Any, dtype: Any) -> None:
-            self.type, self.num_outputs, self.precision, self.output_type = kind, 1, None, None
-            self._output = types.SimpleNamespace(dtype=dtype)
-
-        def get_output(self, index: int) -> Any:
-            return self._output
-
-        def set_output_type(self, index: int, dtype: Any) -> None:
-            self.output_type = dtype
 
     class OnnxParser:
         def __init__(self, network: Network, logger: Any) -> None:
@@ -304,11 +282,6 @@ def make_tensorrt(version: str, device: HostDevice) -> Any:
             except Exception as error:
                 self._error = str(error)
                 return False
-            self._network.layers = [
-                Layer(trt.LayerType.SOFTMAX, trt.DataType.FLOAT),
-                Layer(trt.LayerType.MATRIX_MULTIPLY, trt.DataType.HALF),
-                Layer(trt.LayerType.CONSTANT, trt.DataType.FLOAT),
-            ]
             return pathlib.Path(model).suffix == ".onnx"
 
     class Profile:

@@ -2,7 +2,7 @@
 
 | | 8.6 | 10, 11 |
 |---|---|---|
-| types of a network | flags; precisions per layer as constraints | those of the ONNX graph (strongly typed) |
+| types of a network | float32 | those of the ONNX graph (strongly typed) |
 | bf16 | no | yes |
 | progress of a build | no | `IProgressMonitor` |
 | scratch memory of a context | `device_memory` | `set_device_memory`, with its size |
@@ -25,7 +25,6 @@ from vlad_engines.backends.tensorrt.bindings import (
     Engine,
     ExecutionContext,
     LegacyEngine,
-    LegacyLayer,
     ModernBuilderConfig,
     ModernEngine,
     Network,
@@ -45,7 +44,6 @@ ENUM_MEMBERS = {
     "BuilderFlag": ("TF32",),
     "DataType": ("FLOAT", "HALF", "INT32"),
     "LayerInformationFormat": ("JSON",),
-    "LayerType": ("CONSTANT", "SHAPE", "CAST", "IDENTITY"),
     "MemoryPoolType": ("WORKSPACE",),
     "ProfilingVerbosity": ("DETAILED",),
     "TacticSource": ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"),
@@ -54,7 +52,6 @@ ENUM_MEMBERS = {
 """What is used of TensorRT's enumerations in every version."""
 
 LEGACY_ENUM_MEMBERS = {
-    "BuilderFlag": ("FP16", "OBEY_PRECISION_CONSTRAINTS"),
     "NetworkDefinitionCreationFlag": ("EXPLICIT_BATCH",),
 }
 MODERN_ENUM_MEMBERS = {
@@ -116,9 +113,12 @@ class TensorRt:
             ConfigError: names the component and what to choose instead.
         """
         for component in COMPONENTS:
-            if arithmetic.of(component) == "bf16" and not self.strongly_typed:
+            wanted = arithmetic.of(component)
+            # Without strong typing a build that allows fp16 was seen to compute in float32 throughout.
+            if wanted in ("bf16", "fp16") and not self.strongly_typed:
+                reason = "has no bf16" if wanted == "bf16" else "is not held to fp16"
                 raise ConfigError(
-                    f"TensorRT {self.version} has no bf16, which {component} shall use: choose "
+                    f"TensorRT {self.version} {reason}, which {component} shall use: choose "
                     "--precision fp32, or install TensorRT 10.1 or newer"
                 )
 
@@ -127,8 +127,6 @@ class TensorRt:
         names = [f"TacticSource.{name}" for name in ENUM_MEMBERS["TacticSource"]]
         if self.strongly_typed:
             names.append("NetworkDefinitionCreationFlag.STRONGLY_TYPED")
-        elif arithmetic == "fp16":
-            names += [f"BuilderFlag.{name}" for name in LEGACY_ENUM_MEMBERS["BuilderFlag"]]
         if arithmetic == "tf32":
             names.append("BuilderFlag.TF32")
         return tuple(sorted(names))
@@ -149,10 +147,8 @@ class TensorRt:
         """A parser that fills `network`."""
         return cast(OnnxParser, self._trt.OnnxParser(network, self._log()))
 
-    def configure(
-        self, config: BuilderConfig, network: Network, arithmetic: Arithmetic, workspace_bytes: int
-    ) -> None:
-        """Set flags, precisions, sources of kernels and memory.
+    def configure(self, config: BuilderConfig, arithmetic: Arithmetic, workspace_bytes: int) -> None:
+        """Set flags, sources of kernels and memory.
 
         cuBLAS and cuDNN are left out everywhere: a plan then needs neither where it runs.
         """
@@ -161,10 +157,6 @@ class TensorRt:
             config.set_flag(trt.BuilderFlag.TF32)
         else:
             config.clear_flag(trt.BuilderFlag.TF32)
-        if arithmetic == "fp16" and not self.strongly_typed:
-            for name in LEGACY_ENUM_MEMBERS["BuilderFlag"]:
-                config.set_flag(getattr(trt.BuilderFlag, name))
-            self._pin_types(network)
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
         sources = 0
         for name in ENUM_MEMBERS["TacticSource"]:
@@ -249,22 +241,6 @@ class TensorRt:
         if self._logger is None:
             self._logger = _make_logger(self._trt)
         return self._logger
-
-    def _pin_types(self, network: Network) -> None:
-        """Weak typing may run any layer in half precision: hold each to the type that the graph gives it."""
-        trt = self._trt
-        free = (trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.CAST, trt.LayerType.IDENTITY)
-        for index in range(network.num_layers):
-            layer = network.get_layer(index)
-            if layer.type in free:
-                continue
-            outputs = [layer.get_output(output) for output in range(layer.num_outputs)]
-            types = {output.dtype for output in outputs if output is not None}
-            if len(types) == 1 and types <= {trt.DataType.FLOAT, trt.DataType.HALF}:
-                dtype = types.pop()
-                cast(LegacyLayer, layer).precision = dtype
-                for output in range(layer.num_outputs):
-                    cast(LegacyLayer, layer).set_output_type(output, dtype)
 
 
 def _make_logger(trt: Any) -> Any:

@@ -35,26 +35,6 @@ class Tensor(Protocol):
     shape: Any
 
 
-class Layer(Protocol):
-    """A layer of a network."""
-
-    name: str
-
-    @property
-    def type(self) -> Enum: ...
-    @property
-    def num_outputs(self) -> int: ...
-    def get_output(self, index: int) -> Tensor | None: ...
-
-
-class LegacyLayer(Layer, Protocol):
-    """Weakly typed networks choose a precision per layer."""
-
-    precision: Enum
-
-    def set_output_type(self, index: int, dtype: Enum) -> None: ...
-
-
 class Network(Protocol):
     """`INetworkDefinition`."""
 
@@ -62,11 +42,8 @@ class Network(Protocol):
     def num_inputs(self) -> int: ...
     @property
     def num_outputs(self) -> int: ...
-    @property
-    def num_layers(self) -> int: ...
     def get_input(self, index: int) -> Tensor: ...
     def get_output(self, index: int) -> Tensor: ...
-    def get_layer(self, index: int) -> Layer: ...
 
 
 class OptimizationProfile(Protocol):

@@ -50,7 +50,7 @@ class PlanBuilder:
         network = self.tensorrt.create_network(builder)
         parser = self._parse(network, onnx)
         config = builder.create_builder_config()
-        self.tensorrt.configure(config, network, arithmetic, self.settings.workspace_bytes)
+        self.tensorrt.configure(config, arithmetic, self.settings.workspace_bytes)
         config.builder_optimization_level = self.settings.optimization_level
         _add_profiles(builder, config, network, profiles)
         config.set_timing_cache(config.create_timing_cache(self.timing_cache.load()), ignore_mismatch=False)

@@ -27,7 +27,6 @@ CLASSES = {
     "EngineInspector": "EngineInspector",
     "ExecutionContext": "IExecutionContext",
     "HostMemory": "IHostMemory",
-    "Layer": "ILayer",
     "ModernBuilderConfig": "IBuilderConfig",
     "ModernEngine": "ICudaEngine",
     "ModernExecutionContext": "IExecutionContext",
@@ -39,7 +38,7 @@ CLASSES = {
     "Tensor": "ITensor",
     "TimingCache": "ITimingCache",
 }
-LEGACY = {"LegacyEngine", "LegacyExecutionContext", "LegacyLayer"}
+LEGACY = {"LegacyEngine", "LegacyExecutionContext"}
 OTHER = {"Dims"}
 
 

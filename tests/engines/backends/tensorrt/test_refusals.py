@@ -64,6 +64,12 @@ def test_a_precision_that_this_version_does_not_have(monkeypatch: pytest.MonkeyP
         create("bf16")
 
 
+def test_an_arithmetic_that_this_version_would_not_keep_to() -> None:
+    old = TensorRt(make_tensorrt("8.6.0", HostDevice()))
+    with pytest.raises(ConfigError, match=r"TensorRT 8\.6\.0 is not held to fp16, which vision shall use"):
+        old.check_arithmetic(parse_arithmetic("vision=fp16,prefix=fp32,denoise=fp32"))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("pycuda") is not None, reason="pycuda is installed")
 def test_no_pycuda(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "10.13.3")
