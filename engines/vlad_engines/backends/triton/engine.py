@@ -40,6 +40,7 @@ class CapturedEngine:
 
     Args:
         prefix: layers in float8 that stand in for those of `weights`.
+        alone: no other graph ever runs at the same time.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class CapturedEngine:
         key: SlotKey,
         workspace: Workspace,
         prefix: Fp8Prefix | None = None,
+        *,
+        alone: bool = True,
     ) -> None:
         self.key = key
         self._image_tokens = key.cameras * config.siglip.num_tokens
@@ -72,7 +75,7 @@ class CapturedEngine:
         if weights.expert_loop is not None and denoise_loop.supports(config, key):
             self.denoise = DenoiseLoop(config, weights, slot, workspace)
         else:
-            self.denoise = DenoiseStage(config, weights, slot, workspace)
+            self.denoise = DenoiseStage(config, weights, slot, workspace, alone=alone)
         self._graphs = self._capture()
         self._marks = [
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -47,7 +47,7 @@ class LaneEngine(CapturedEngine):
         streams: CudaStreams,
     ) -> None:
         self._streams = streams
-        super().__init__(config, weights, key, workspace)
+        super().__init__(config, weights, key, workspace, alone=False)
 
     def fill(self, batch: Batch) -> None:
         """Write a batch into the pinned host buffers."""
