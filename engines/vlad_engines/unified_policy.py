@@ -349,6 +349,7 @@ def _backend_options(
         enable_kv_cache=enable_kv_cache,
         camera_counts=tuple(range(required, len(cameras) + 1)),
         batch_sizes=sizes,
+        image_dtype=checkpoint.contract.image_dtype,
         calibration=calibration,
     )
 

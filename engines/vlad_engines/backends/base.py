@@ -14,6 +14,7 @@ from vlad_configs.errors import ConfigError
 from vlad_engines.processing.model_inputs import ModelInputs
 
 Precision = Literal["fp32", "bf16", "fp8"]
+ImageDtype = Literal["uint8", "float32"]
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -31,6 +32,7 @@ class BackendOptions:
         camera_counts: numbers of real cameras that requests may have; backends that capture graphs or
             build engines make them for these.
         batch_sizes: numbers of requests that may be computed together, likewise.
+        image_dtype: of the requests' images, as `ModelInputs` holds them.
         calibration: observations from which `fp8` learns how large activations become.
     """
 
@@ -40,6 +42,7 @@ class BackendOptions:
     enable_kv_cache: bool = True
     camera_counts: tuple[int, ...] = (1, 2, 3)
     batch_sizes: tuple[int, ...] = (1,)
+    image_dtype: ImageDtype = "uint8"
     calibration: Sequence[ModelInputs] = dataclasses.field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +52,8 @@ class BackendOptions:
             raise ConfigError(f"precision must be 'fp32', 'bf16' or 'fp8', not {self.precision!r}")
         if self.precision == "fp8" and not self.calibration:
             raise ConfigError("precision 'fp8' needs observations for its calibration")
+        if self.image_dtype not in ("uint8", "float32"):
+            raise ConfigError(f"image_dtype must be 'uint8' or 'float32', not {self.image_dtype!r}")
         if not _DEVICE.fullmatch(self.device):
             raise ConfigError(f"device must be 'cpu', 'cuda' or 'cuda:N', not {self.device!r}")
 

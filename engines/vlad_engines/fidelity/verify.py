@@ -75,6 +75,7 @@ def verify_checkpoint(
             device,
             camera_counts=camera_counts,
             batch_sizes=batch_sizes,
+            image_dtype=contract.image_dtype,
             calibration=calibration,
         )
         backend = create_backend(candidate.name, contract.model, weights, options)

@@ -16,6 +16,7 @@ STEPS = 2
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("config", "batch"),

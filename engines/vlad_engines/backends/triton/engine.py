@@ -40,6 +40,7 @@ class CapturedEngine:
 
     Args:
         prefix: layers in float8 that stand in for those of `weights`.
+        image_dtype: of the requests' images, uint8 or float32.
         alone: no other graph ever runs at the same time.
     """
 
@@ -51,12 +52,13 @@ class CapturedEngine:
         workspace: Workspace,
         prefix: Fp8Prefix | None = None,
         *,
+        image_dtype: torch.dtype = torch.uint8,
         alone: bool = True,
     ) -> None:
         self.key = key
         self._image_tokens = key.cameras * config.siglip.num_tokens
         steps = len(weights.schedule.times)
-        slot = Slot(config, key, weights.token_embedding.dtype, workspace, steps)
+        slot = Slot(config, key, weights.token_embedding.dtype, workspace, steps, image_dtype=image_dtype)
         self.slot = slot
         self._host_inputs = [
             (torch.zeros_like(buffer, device="cpu").pin_memory(), buffer)
