@@ -1,7 +1,7 @@
 """Robots that behave, at a steady rate and for long: is a reply lost or doubled, does memory grow?
 
-Run from the repository root: `python -m benchmarks.steady_soak [--minutes M] [--robots N] [--hz F] [--out F]`.
-Half of the robots are in lock-step, half stream; each sends at its rate and keeps a ledger: what it sent
+Run from the repository root: `python -m benchmarks.steady_soak`, `--help` lists the options. Half of the
+robots are in lock-step, half stream; each sends at its rate and keeps a ledger: what it sent
 must end exactly once, as a chunk or, in a stream, as superseded by a newer observation. The policy is
 scripted, so that each chunk is known. `benchmarks/soak.py` is the one with vandals in it.
 """
