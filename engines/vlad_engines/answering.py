@@ -54,6 +54,14 @@ class Policy(Protocol):
         """True where `start` returns while the device still computes the observation before."""
         ...
 
+    def start_report(self) -> protocol.StartReport:
+        """How the start went."""
+        ...
+
+    def device_memory(self) -> protocol.DeviceMemory | None:
+        """The memory of its device now; None without one. Takes microseconds."""
+        ...
+
     def start(self, observation: Mapping[str, Any]) -> Pending:
         """Begin one chunk; always called from one thread, while another waits for results."""
         ...

@@ -117,6 +117,8 @@ def make_reply(
             "postprocess_ms": (time.perf_counter() - started) * 1e3,
         },
     }
+    if result.overlapped_seconds:
+        reply["policy_timing"]["overlapped_ms"] = result.overlapped_seconds * 1e3
     if request.plan is not None:
         reply["rtc"] = request.plan.report()
     return reply

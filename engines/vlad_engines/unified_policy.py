@@ -16,10 +16,11 @@ from vlad_configs.contract import Contract
 from vlad_configs.errors import ConfigError
 from vlad_configs.rtc import ChunkContinuation
 from vlad_engines.backends.base import BackendOptions, Precision
-from vlad_engines.backends.capabilities import Batched, Guided, Overlapped
+from vlad_engines.backends.capabilities import Batched, FromEngineFiles, Guided, Overlapped
 from vlad_engines.backends.registry import check_backend, create_backend
 from vlad_engines.checkpoint.open_weights import open_weights
 from vlad_engines.checkpoint.policy_checkpoint import PolicyCheckpoint, open_policy_checkpoint
+from vlad_engines.device_memory import device_memory
 from vlad_engines.fidelity.cache import FidelityCache
 from vlad_engines.fidelity.gate import LoadedPolicy, admit
 from vlad_engines.fidelity.observations import calibration_observations
@@ -32,6 +33,7 @@ from vlad_engines.processing.model_inputs import ModelInputs
 from vlad_engines.processing.noise import NoiseSource
 from vlad_engines.processing.processor import Processor
 from vlad_engines.processing.tokenizer import SentencePieceTokenizer
+from vlad_engines.worker_protocol import ComponentEngine, DeviceMemory
 
 logger = logging.getLogger("vlad.policy")
 
@@ -266,6 +268,15 @@ class UnifiedPolicy:
     def overlap(self) -> OverlapReport | None:
         """What requests in flight computed side by side so far; None for a sequential backend."""
         return self._backend.overlap if isinstance(self._backend, Overlapped) else None
+
+    @property
+    def engine_files(self) -> Mapping[str, ComponentEngine]:
+        """By component, after `warm_up`; empty for backends without engine files."""
+        return self._backend.engine_files if isinstance(self._backend, FromEngineFiles) else {}
+
+    def device_memory(self) -> DeviceMemory | None:
+        """The memory of the device now; None on a CPU. Called by the thread that calls everything else."""
+        return device_memory(torch.device(self._options.device))
 
     def warm_up(self, progress: ReportProgress | None = None) -> None:
         """Do once what would make the first request slow."""

@@ -140,11 +140,70 @@ class Failed:
     detail: str
 
 
-Message = Configure | Infer | Progress | Ready | StartFailed | Chunk | Skipped | Refused | Failed
+@dataclasses.dataclass(frozen=True)
+class ComponentEngine:
+    """One component's engine file, as `StartReport.engines` tells of it.
+
+    Attributes:
+        lookup: what was found: `hit`, `miss`, `stale` or `corrupt` in the cache, or `prebuilt`.
+        build_s: how long building took, whenever that was.
+        load_s: how long loading took now.
+        plan_bytes: size of the file.
+    """
+
+    lookup: str
+    build_s: float
+    load_s: float
+    plan_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StartReport:
+    """Worker to server, before `Ready`: how the start went.
+
+    Attributes:
+        phase_s: seconds of `load`, `warm_up` and `fidelity`.
+        engines: component -> fields of a `ComponentEngine`; empty for backends without engine files.
+    """
+
+    phase_s: dict[str, float]
+    engines: dict[str, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceMemory:
+    """Worker to server, every few seconds while it is ready: the memory of its device.
+
+    Attributes:
+        device: such as `cuda:0`.
+        used_bytes: by whomever.
+        reserved_bytes: what the worker's torch keeps of it.
+    """
+
+    device: str
+    used_bytes: int
+    total_bytes: int
+    reserved_bytes: int
+
+
+Message = (
+    Configure
+    | Infer
+    | Progress
+    | Ready
+    | StartFailed
+    | Chunk
+    | Skipped
+    | Refused
+    | Failed
+    | StartReport
+    | DeviceMemory
+)
 
 _KINDS: tuple[type[Any], ...] = (
     *(Configure, Infer, Progress, Ready, StartFailed),
     *(Chunk, Skipped, Refused, Failed),
+    *(StartReport, DeviceMemory),
 )
 _CODES = {kind: code for code, kind in enumerate(_KINDS)}
 _FIELDS = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in _KINDS}

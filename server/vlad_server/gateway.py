@@ -85,6 +85,7 @@ class Gateway:
             max_size=self._config.max_message_bytes,
             logger=quiet,
         )
+        self._sampling = asyncio.create_task(self._sample_round_trips())
         port: int = next(iter(self._server.sockets)).getsockname()[1]
         return port
 
@@ -105,7 +106,17 @@ class Gateway:
             connection.transport.abort()
         self._server.close()
         await self._server.wait_closed()
+        self._sampling.cancel()
         self._images.close()
+
+    async def _sample_round_trips(self) -> None:
+        """Note how far away clients are, as often as the library pings them."""
+        assert self._server is not None
+        while True:
+            await asyncio.sleep(PING_INTERVAL_S)
+            for connection in self._server.connections:
+                if connection.latency:
+                    self._metrics.client_rtt.observe(connection.latency)
 
     async def _serve_connection(self, connection: ServerConnection) -> None:
         task = asyncio.current_task()

@@ -19,6 +19,8 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from vlad_server.engine_metrics import EngineMetrics
+from vlad_server.freshness_metrics import FreshnessMetrics
 from vlad_server.latency_histogram import LatencyHistogram, LatencyHistograms
 
 NAMESPACE = "vlad"
@@ -31,8 +33,9 @@ REQUEST_BUCKETS = (
 
 STAGE_BUCKETS = (
     *(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.010, 0.0125, 0.015, 0.020),
-    *(0.030, 0.050, 0.100, 0.500, 1.0, 5.0),
+    *(0.030, 0.050, 0.100, 0.200, 0.500, 1.0, 2.0, 5.0, 10.0),
 )
+RTT_BUCKETS = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.010, 0.020, 0.050, 0.100, 0.200, 0.500, 1.0, 5.0)
 LAG_BUCKETS = (0.001, 0.002, 0.005, 0.010, 0.020, 0.050, 0.100, 0.500)
 
 OUTCOMES = (
@@ -89,6 +92,11 @@ class ServerMetrics:
             label="stage",
             values=STAGES,
         ).series
+        self.freshness = FreshnessMetrics(registry, NAMESPACE)
+        self.engine = EngineMetrics(registry, NAMESPACE)
+        self.client_rtt = self._histogram(
+            "client_rtt_seconds", "Round trip of a keepalive ping to each client.", RTT_BUCKETS
+        )
         self.event_loop_lag = self._histogram(
             "event_loop_lag_seconds", "Delay of a 50 ms timer on the server's event loop.", LAG_BUCKETS
         )

@@ -340,6 +340,14 @@ class RobotConnection:
             self._has_unread_reply = True
         self._metrics.request_duration.observe(sent - exchange.received)
         self._metrics.request_queue_duration.observe(max(0.0, reply.started - exchange.decoded))
+        self._metrics.freshness.note_chunk(
+            received=exchange.received,
+            started=reply.started,
+            sent=sent,
+            expires=exchange.expires,
+            control_hz=exchange.options.control_hz,
+            rtc=reply.rtc,
+        )
         self._metrics.stages["encode"].observe(encoded - encoding)
         self._metrics.stages["send"].observe(sent - encoded)
         for name, milliseconds in reply.policy_timing.items():

@@ -224,6 +224,10 @@ class WorkerLink:
                 self._owner.on_unbegun(self, request_id, work)
 
     def _on_message(self, message: protocol.Message) -> None:
+        if isinstance(message, protocol.DeviceMemory):
+            # Comes from a worker that does nothing, too: no progress.
+            self._metrics.engine.note_memory(message)
+            return
         self._metrics.last_progress_s = time.time()
         if isinstance(message, protocol.Chunk):
             self._on_chunk(message)
@@ -247,6 +251,7 @@ class WorkerLink:
         if message.started != self._last_computation:
             self._last_computation = message.started
             self._owner.on_computed(message.batch, message.seconds)
+            self._metrics.engine.note_execution(message.batch, message.timing)
         reply = Reply(
             policy_timing=message.timing,
             started=message.started,
@@ -269,6 +274,8 @@ class WorkerLink:
             self.ever_ready = True
             self.explanation = "ready"
             self._owner.on_state(self)
+        elif isinstance(message, protocol.StartReport):
+            self._metrics.engine.note_start(message)
         elif isinstance(message, protocol.StartFailed):
             self._start_failure = message.reason
 

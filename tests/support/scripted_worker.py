@@ -4,7 +4,7 @@ Started like the real worker. The checkpoint option is a JSON object:
 `start_s` seconds to become ready, `fail` a reason not to start (`fail_lines` times), `die` to crash instead,
 `infer_s` seconds per request, `horizon` actions in a chunk; `batch_sizes` that it takes, `batch_s` seconds
 for each further request of a batch; `overlap_s` seconds before `infer_s` that run beside the `infer_s` of
-another request; `continues` where it can continue chunks.
+another request; `continues` where it can continue chunks; `engines` and `memory`, what it tells of them.
 A request's prompt may command more: `die`, `raise`, `bug`, `nan`, `refuse`, `sleep <seconds>`.
 The chunk is a pure function of the state, so that a mixed-up reply shows.
 """
@@ -27,7 +27,7 @@ from vlad_configs.environments import ENVIRONMENTS
 from vlad_configs.errors import ConfigError, EngineError, ObservationError
 from vlad_configs.rtc import ChunkContinuation
 from vlad_engines.worker import ReportProgress, serve
-from vlad_engines.worker_protocol import CONTINUATION_KEY
+from vlad_engines.worker_protocol import CONTINUATION_KEY, DeviceMemory, StartReport
 
 ACTION_HORIZON = 10
 PROMPTS_THAT_FAIL = ("raise", "bug", "refuse")
@@ -100,6 +100,12 @@ class ScriptedPolicy:
     @property
     def overlaps(self) -> bool:
         return "overlap_s" in self._script
+
+    def start_report(self) -> StartReport:
+        return StartReport({"load": self._script.get("start_s", 0.0)}, self._script.get("engines", {}))
+
+    def device_memory(self) -> DeviceMemory | None:
+        return DeviceMemory(**self._script["memory"]) if "memory" in self._script else None
 
     def start(self, observation: Mapping[str, Any]) -> _Pending:
         if observation.get("prompt") == "refuse":

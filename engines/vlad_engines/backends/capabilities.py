@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ from vlad_configs.rtc import GuidanceMode
 from vlad_engines.backends.base import InferenceResult
 from vlad_engines.overlap.meter import OverlapReport
 from vlad_engines.processing.model_inputs import ModelInputs
+from vlad_engines.worker_protocol import ComponentEngine
 
 Array = npt.NDArray[np.float32]
 
@@ -80,6 +81,16 @@ class Batched(Protocol):
         Raises:
             EngineError: where the requests do not fit the model or each other.
         """
+        ...
+
+
+@runtime_checkable
+class FromEngineFiles(Protocol):
+    """A backend whose components are files that were built for this device."""
+
+    @property
+    def engine_files(self) -> Mapping[str, ComponentEngine]:
+        """By component; empty before `warm_up`."""
         ...
 
 

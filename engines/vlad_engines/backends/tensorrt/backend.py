@@ -17,7 +17,7 @@ from vlad_engines.backends.base import BackendOptions, InferenceResult
 from vlad_engines.backends.capabilities import Trace
 from vlad_engines.backends.tensorrt.api import ReportProgress, TensorRt, load_tensorrt
 from vlad_engines.backends.tensorrt.arithmetic import ComponentArithmetic, parse_arithmetic
-from vlad_engines.backends.tensorrt.cache import EngineFolder
+from vlad_engines.backends.tensorrt.cache import EngineFolder, Plan
 from vlad_engines.backends.tensorrt.components import make_components
 from vlad_engines.backends.tensorrt.cuda_device import open_device
 from vlad_engines.backends.tensorrt.device import Device, HostArray
@@ -34,6 +34,7 @@ from vlad_engines.backends.tensorrt.schedule import SequentialSchedule
 from vlad_engines.backends.tensorrt.slot import Array, Slot, choose_key
 from vlad_engines.export.spec import COMPONENTS, Component, Dtype, GraphForm, ShapeKey, shape_keys
 from vlad_engines.processing.model_inputs import ModelInputs
+from vlad_engines.worker_protocol import ComponentEngine
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +89,7 @@ class TensorRtBackend:
         self._plans: PlanProvider | None = plans
         self._use_graphs = use_graphs
         self._running: _Running | None = None
+        self._engine_files: dict[str, ComponentEngine] = {}
         self._closed = False
 
     def warm_up(self, progress: Callable[[str, float], None]) -> None:
@@ -131,6 +133,11 @@ class TensorRtBackend:
             for component in COMPONENTS
         }
 
+    @property
+    def engine_files(self) -> Mapping[str, ComponentEngine]:
+        """See `capabilities.FromEngineFiles`."""
+        return self._engine_files
+
     def layer_reports(self) -> dict[str, str]:
         """Component -> what TensorRT made of its layers, as JSON: their kernels, types and formats."""
         with self._device.active():
@@ -158,9 +165,13 @@ class TensorRtBackend:
             self._running = _Running(self._device, self._config, engines, self._keys, self._use_graphs)
         return self._running
 
-    def _load(self, component: Component, plan: Any) -> LoadedEngine:
+    def _load(self, component: Component, plan: Plan) -> LoadedEngine:
         began, free = time.monotonic(), self._device.free_bytes()
         engine = LoadedEngine(self._tensorrt, self._device, plan)
+        manifest = plan.manifest
+        self._engine_files[component] = ComponentEngine(
+            plan.lookup, manifest.build_seconds, time.monotonic() - began, manifest.plan_bytes
+        )
         logger.info(
             "loaded the %s engine in %.1f s: %.0f MiB of device memory, %.0f MiB of it scratch",
             component,
