@@ -34,10 +34,16 @@ BuildPlan = Callable[[], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """An engine that may be loaded. `content` is the mapped file, checked against the manifest."""
+    """An engine that may be loaded.
+
+    Attributes:
+        content: the mapped file, checked against the manifest.
+        folder: where it lies.
+    """
 
     manifest: EngineManifest
     content: memoryview
+    folder: pathlib.Path
 
 
 class EngineCache:
@@ -201,7 +207,7 @@ def _open_checked(folder: pathlib.Path, identity: EngineIdentity) -> Plan | None
     if buffer_digest(content) != manifest.plan_digest:
         logger.warning("%s.plan is corrupt: its checksum differs", folder / name)
         return None
-    return Plan(manifest, content)
+    return Plan(manifest, content, folder)
 
 
 def _read_manifest(path: pathlib.Path) -> EngineManifest | None:

@@ -127,11 +127,13 @@ class PrebuiltPlans:
     Args:
         weights_digest: of the weights that the engines must have been built from; None where they are
             not at hand, and whatever the folder holds is served.
+        instead: why nothing is built, where that needs saying; ends the message if no engine fits.
     """
 
-    def __init__(self, folder: EngineFolder, weights_digest: str | None) -> None:
+    def __init__(self, folder: EngineFolder, weights_digest: str | None, instead: str = "") -> None:
         self._folder = folder
         self._weights_digest = weights_digest
+        self._instead = instead
 
     def provide(
         self, wanted: Engineering, tensorrt: TensorRt, device: Device, progress: ReportProgress
@@ -139,12 +141,15 @@ class PrebuiltPlans:
         """See `PlanProvider`."""
         progress("looking for engines", 0.0)
         platform = platform_of(tensorrt, device)
-        plans: Plans = {
-            component: self._folder.find(
-                component, lambda found: misfits(found, wanted, platform, self._weights_digest)
-            )
-            for component in COMPONENTS
-        }
+        try:
+            plans: Plans = {
+                component: self._folder.find(
+                    component, lambda found: misfits(found, wanted, platform, self._weights_digest)
+                )
+                for component in COMPONENTS
+            }
+        except ConfigError as error:
+            raise ConfigError(f"{error}{self._instead}") from error
         check_companions([plan.manifest.identity for plan in plans.values()])
         return plans
 

@@ -1,0 +1,103 @@
+"""How many multiprocessors vision and prefix leave to denoising: what serves most requests, by trying it.
+
+With none kept free, each small kernel of a denoising request waits for room among the large ones of another
+request's prefix; with too many, the prefix itself takes longer. Which wins depends on GPU, engines and
+precision. A lone request always has the whole GPU.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from vlad_configs.errors import EngineError
+from vlad_engines.backends.tensorrt.device import Device, Stream
+from vlad_engines.backends.tensorrt_pipelined.device_order import DeviceOrder
+from vlad_engines.backends.tensorrt_pipelined.lane import Batch, TensorRtLane
+from vlad_engines.overlap.pipeline import OverlappedPipeline
+
+logger = logging.getLogger("vlad.tensorrt")
+
+CANDIDATES = (8, 16, 24, 32)
+"""Multiprocessors. Partitions of current GPUs come in eights."""
+
+_LARGEST_SHARE = 4
+"""No more than this part of a GPU is kept free: a quarter."""
+
+_IN_FLIGHT = 2
+_ROUNDS = 3
+_REQUESTS = 6
+_LEAST_GAIN = 1.02
+"""What a partition must gain over none, because a lone request's neighbour pays for it."""
+
+Pipeline = OverlappedPipeline[Any, Any, Batch, Any]
+
+
+def choose_spared(device: Device, order: DeviceOrder, lanes: Sequence[TensorRtLane], batch: Batch) -> None:
+    """Try the candidates on one shape and keep the best, with its graphs in every lane.
+
+    Nothing may be in flight. What is tried counts neither as calls nor in any overlap report.
+    """
+    counted = [lane.calls for lane in lanes]
+    pipeline: Pipeline = OverlappedPipeline(lanes, order)
+    try:
+        _choose(device, order, lanes, pipeline, batch)
+    finally:
+        pipeline.close()
+        for lane, calls in zip(lanes, counted, strict=True):
+            lane.calls = calls
+
+
+def _choose(
+    device: Device, order: DeviceOrder, lanes: Sequence[TensorRtLane], pipeline: Pipeline, batch: Batch
+) -> None:
+    rates: dict[int, float] = {}
+    streams: dict[int, Stream] = {}
+    for count in (0, *CANDIDATES):
+        if count * _LARGEST_SHARE > device.multiprocessors:
+            break
+        try:
+            order.spare(count)
+        except EngineError as error:
+            # An older driver, or a GPU that cannot be parted, serves without.
+            logger.warning("the GPU cannot be parted, everything shares all of it: %s", error)
+            break
+        for lane in lanes:
+            lane.prepare(batch)
+        streams[count] = order.beside
+        rates[count] = _requests_per_second(pipeline, batch)
+    best = max(rates, key=lambda count: rates[count] / (_LEAST_GAIN if count else 1.0))
+    order.use(streams[best], best)
+    for count, stream in streams.items():
+        if count not in (0, best):
+            for lane in lanes:
+                lane.forget(stream)
+    logger.info(
+        "vision and prefix leave %d of %d multiprocessors to another request's denoising; requests/s with 2 "
+        "in flight: %s",
+        best,
+        device.multiprocessors,
+        ", ".join(f"{rate:.1f} with {count}" for count, rate in rates.items()),
+    )
+
+
+def _requests_per_second(pipeline: Pipeline, batch: Batch) -> float:
+    """The best of a few short runs: what disturbs one of them from outside only makes it slower."""
+    _serve(pipeline, batch, _IN_FLIGHT)
+    return max(_REQUESTS / _serve(pipeline, batch, _REQUESTS) for _ in range(_ROUNDS))
+
+
+def _serve(pipeline: Pipeline, batch: Batch, count: int) -> float:
+    flights: collections.deque[Future[Any]] = collections.deque()
+    began = time.perf_counter()
+    for _ in range(count):
+        if len(flights) == _IN_FLIGHT:
+            flights.popleft().result()
+        flights.append(pipeline.start(batch))
+    while flights:
+        flights.popleft().result()
+    return time.perf_counter() - began
