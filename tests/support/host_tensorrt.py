@@ -343,6 +343,7 @@ def make_tensorrt(version: str, device: HostDevice) -> Any:
             self.model = onnx.load(io.BytesIO(plan[4 + length :]))
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
+            options.log_severity_level = 3
             self.session = onnxruntime.InferenceSession(self.model.SerializeToString(), options)
             graph = self.model.graph
             self.tensors = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from vlad_configs.errors import ConfigError
@@ -56,11 +56,19 @@ class BuiltPlans:
 
     Args:
         source: its graphs compute as `Engineering.arithmetic` says.
+        settings: for all components, or for each its own.
     """
 
-    def __init__(self, cache: EngineCache, source: GraphSource, settings: BuildSettings) -> None:
+    def __init__(
+        self,
+        cache: EngineCache,
+        source: GraphSource,
+        settings: BuildSettings | Mapping[Component, BuildSettings],
+    ) -> None:
         self._cache = cache
         self._source = source
+        if isinstance(settings, BuildSettings):
+            settings = dict.fromkeys(COMPONENTS, settings)
         self._settings = settings
 
     def provide(
@@ -70,9 +78,9 @@ class BuiltPlans:
         self._check(wanted)
         progress("looking for engines", 0.0)
         platform = platform_of(tensorrt, device)
-        builder = PlanBuilder(tensorrt, self._settings, self._timing_cache(platform))
+        timing = self._timing_cache(platform)
         return {
-            component: self._obtain(component, wanted, tensorrt, platform, builder, progress)
+            component: self._obtain(component, wanted, tensorrt, platform, timing, progress)
             for component in COMPONENTS
         }
 
@@ -91,10 +99,11 @@ class BuiltPlans:
         wanted: Engineering,
         tensorrt: TensorRt,
         platform: Platform,
-        builder: PlanBuilder,
+        timing: TimingCache,
         progress: ReportProgress,
     ) -> Plan:
         source, arithmetic = self._source, wanted.arithmetic.of(component)
+        builder = PlanBuilder(tensorrt, self._settings[component], timing)
         profiles = shape_profiles(component, source.model, source.form, wanted.keys)
         identity = EngineIdentity(
             component=component,
@@ -105,7 +114,7 @@ class BuiltPlans:
             graph_digest=source.graph_digest(component),
             profiles=profiles,
             platform=platform,
-            settings=self._settings,
+            settings=self._settings[component],
             flags=tensorrt.flags(arithmetic),
         )
 
@@ -119,6 +128,19 @@ class BuiltPlans:
     def _timing_cache(self, platform: Platform) -> TimingCache:
         name = re.sub(r"\W+", "-", f"{platform.tensorrt} {platform.gpu} {platform.compute_capability}")
         return TimingCache(self._cache.folder / f"timing-{name}.cache")
+
+
+class GivenPlans:
+    """Plans that are at hand, for what they were built for."""
+
+    def __init__(self, plans: Plans) -> None:
+        self._plans = dict(plans)
+
+    def provide(
+        self, wanted: Engineering, tensorrt: TensorRt, device: Device, progress: ReportProgress
+    ) -> Plans:
+        """See `PlanProvider`."""
+        return dict(self._plans)
 
 
 class PrebuiltPlans:

@@ -21,12 +21,13 @@ from vlad_engines.backends.tensorrt.backend import (
 )
 from vlad_engines.backends.tensorrt.cache import Plan
 from vlad_engines.backends.tensorrt.device import Device, Event, Stream
-from vlad_engines.backends.tensorrt.engine_plans import PlanProvider
+from vlad_engines.backends.tensorrt.engine_plans import PlanProvider, engine_cache
 from vlad_engines.backends.tensorrt.loaded_engine import LoadedEngine
 from vlad_engines.backends.tensorrt.slot import Array, choose_key
 from vlad_engines.backends.tensorrt_pipelined.device_order import DeviceOrder
 from vlad_engines.backends.tensorrt_pipelined.lane import Batch, SharedContexts, TensorRtLane
-from vlad_engines.backends.tensorrt_pipelined.sharing import choose_spared
+from vlad_engines.backends.tensorrt_pipelined.sharing import Choice, choose_spared
+from vlad_engines.checkpoint.demo import cache_directory
 from vlad_engines.export.spec import COMPONENTS, Component, ShapeKey
 from vlad_engines.overlap.futures import mapped
 from vlad_engines.overlap.meter import OverlapReport
@@ -82,7 +83,7 @@ class PipelinedTensorRtBackend(TensorRtBackend):
         with self._device.active():
             self._ready(progress)
             progress("sharing the GPU out", 0.0)
-            self._share_out(self._keys[0])
+            self._share_out()
         super().warm_up(progress)
 
     def start(self, inputs: ModelInputs, noise: Array) -> Future[InferenceResult]:
@@ -148,12 +149,18 @@ class PipelinedTensorRtBackend(TensorRtBackend):
             lane.prepare(batch)
         self._prepared.add(key)
 
-    def _share_out(self, key: ShapeKey) -> None:
+    def _share_out(self) -> None:
         assert self._pipeline is not None
         assert self._order is not None
+        if self._prepared:
+            return
         self._pipeline.drain()
-        choose_spared(self._device, self._order, self._lanes, self._empty_batch(key))
-        self._prepared.add(key)
+        choice = Choice(
+            engine_cache(cache_directory()).folder,
+            self._device,
+            [self._engines[component].manifest for component in COMPONENTS],
+        )
+        choose_spared(self._device, self._order, self._lanes, self._empty_batch(self._keys[0]), choice)
 
     def _empty_batch(self, key: ShapeKey) -> Batch:
         sample, noise = empty_request(self._config, key), self._no_noise()

@@ -3,19 +3,27 @@
 With none kept free, each small kernel of a denoising request waits for room among the large ones of another
 request's prefix; with too many, the prefix itself takes longer. Which wins depends on GPU, engines and
 precision. A lone request always has the whole GPU.
+
+Trying takes seconds, so the choice is remembered for these engines on this GPU; delete the file to try again.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import hashlib
+import json
 import logging
+import pathlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from vlad_configs.errors import EngineError
+from vlad_engines.backends.tensorrt.cache import write_atomically
 from vlad_engines.backends.tensorrt.device import Device, Stream
+from vlad_engines.backends.tensorrt.manifest import EngineManifest
 from vlad_engines.backends.tensorrt_pipelined.device_order import DeviceOrder
 from vlad_engines.backends.tensorrt_pipelined.lane import Batch, TensorRtLane
 from vlad_engines.overlap.pipeline import OverlappedPipeline
@@ -29,7 +37,7 @@ _LARGEST_SHARE = 4
 """No more than this part of a GPU is kept free: a quarter."""
 
 _IN_FLIGHT = 2
-_ROUNDS = 3
+_ROUNDS = 2
 _REQUESTS = 6
 _LEAST_GAIN = 1.02
 """What a partition must gain over none, because a lone request's neighbour pays for it."""
@@ -37,22 +45,62 @@ _LEAST_GAIN = 1.02
 Pipeline = OverlappedPipeline[Any, Any, Batch, Any]
 
 
-def choose_spared(device: Device, order: DeviceOrder, lanes: Sequence[TensorRtLane], batch: Batch) -> None:
-    """Try the candidates on one shape and keep the best, with its graphs in every lane.
+class Choice:
+    """What was found best for some engines on some GPU, in a small file.
+
+    Args:
+        folder: where it is kept.
+        manifests: of the engines.
+    """
+
+    def __init__(self, folder: pathlib.Path, device: Device, manifests: Sequence[EngineManifest]) -> None:
+        of = [device.name, device.multiprocessors, *(manifest.plan_digest for manifest in manifests)]
+        digest = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:24]
+        self._path = folder / f"sharing-{digest}.json"
+
+    def load(self) -> int | None:
+        """The multiprocessors to spare; None where that is not known."""
+        try:
+            spared = json.loads(self._path.read_text("utf-8"))["spared"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return spared if spared in (0, *CANDIDATES) else None
+
+    def store(self, spared: int) -> None:
+        """Remember. A place that cannot be written costs later starts some seconds, no more."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, json.dumps({"spared": spared}).encode())
+        except OSError as error:
+            logger.warning("how the GPU is shared cannot be remembered: %s", error)
+
+
+def choose_spared(
+    device: Device, order: DeviceOrder, lanes: Sequence[TensorRtLane], batch: Batch, choice: Choice
+) -> None:
+    """Take what was chosen before; else try the candidates on one shape and keep the best.
 
     Nothing may be in flight. What is tried counts neither as calls nor in any overlap report.
     """
+    if CANDIDATES[0] * _LARGEST_SHARE > device.multiprocessors:
+        return
+    remembered = choice.load()
+    if remembered is not None:
+        with contextlib.suppress(EngineError):  # another driver; then it is tried again
+            order.spare(remembered)
+            return
     counted = [lane.calls for lane in lanes]
     pipeline: Pipeline = OverlappedPipeline(lanes, order)
     try:
-        _choose(device, order, lanes, pipeline, batch)
+        _try_all(device, order, lanes, pipeline, batch)
+        choice.store(order.spared)
     finally:
         pipeline.close()
         for lane, calls in zip(lanes, counted, strict=True):
             lane.calls = calls
 
 
-def _choose(
+def _try_all(
     device: Device, order: DeviceOrder, lanes: Sequence[TensorRtLane], pipeline: Pipeline, batch: Batch
 ) -> None:
     rates: dict[int, float] = {}
