@@ -20,12 +20,15 @@ class Guard:
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
-def guarded_import(name: str, scope: Any = None, *rest: Any, plain: Any = builtins.__import__) -> Any:
+_plain_import = builtins.__import__
+
+
+def guarded_import(name: str, globals: Any = None, *rest: Any, **more: Any) -> Any:
     """`__import__` that hides onnx from our packages."""
-    importer = (scope or {}).get("__name__", "")
+    importer = (globals or {}).get("__name__", "")
     if importer.startswith("vlad_") and name.partition(".")[0] in ABSENT_FOR_US:
         raise ModuleNotFoundError(f"No module named '{name}'", name=name)
-    return plain(name, scope, *rest)
+    return _plain_import(name, globals, *rest, **more)
 
 
 def main() -> None:

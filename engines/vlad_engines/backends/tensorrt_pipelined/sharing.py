@@ -110,14 +110,16 @@ def _try_all(
             break
         try:
             order.spare(count)
+            for lane in lanes:
+                lane.prepare(batch)
+            rates[count] = _requests_per_second(pipeline, batch)
         except EngineError as error:
+            if not count:
+                raise
             # An older driver, or a GPU that cannot be parted, serves without.
             logger.warning("the GPU cannot be parted, everything shares all of it: %s", error)
             break
-        for lane in lanes:
-            lane.prepare(batch)
         streams[count] = order.beside
-        rates[count] = _requests_per_second(pipeline, batch)
     best = max(rates, key=lambda count: rates[count] / (_LEAST_GAIN if count else 1.0))
     order.use(streams[best], best)
     for count, stream in streams.items():
