@@ -7,9 +7,9 @@ from typing import Literal
 
 from vlad_configs.environments import ENVIRONMENTS, Environment
 from vlad_configs.errors import ConfigError
+from vlad_configs.precision import parse_precision
 
 BackendName = Literal["pytorch", "triton", "triton_pipelined", "tensorrt", "tensorrt_pipelined"]
-Precision = Literal["fp32", "bf16", "fp8"]
 
 MAX_BATCH_SIZE = 16
 MIN_MESSAGE_BYTES = 1 << 20
@@ -26,11 +26,12 @@ class ServeConfig:
         openpi_config: a name of `OPENPI_CONFIGS`, or None to derive the contract.
         default_prompt: used for requests without one.
         num_steps: denoising steps; None for the checkpoint's own.
-        precision: None for the device's usual one, which the metadata then names.
+        precision: as `parse_precision` reads it; None for the usual one, which the metadata then names.
         device: torch device; None for the GPU where there is one.
         batch_sizes: how many requests may share one computation; 1 is always possible. Only for backends that
             compute batches.
         devices: torch devices, with an engine worker on each; empty for one worker on `device`.
+        engine_dir: folder of prebuilt TensorRT engines, only read; None to build what is missing.
         calibration: npz file of recorded observations for `fp8`; None for drawn ones.
         tokenizer, norm_stats: files that replace those found beside the checkpoint.
         host, port: where robots connect; port 0 picks a free one.
@@ -53,7 +54,8 @@ class ServeConfig:
     openpi_config: str | None = None
     default_prompt: str | None = None
     num_steps: int | None = None
-    precision: Precision | None = None
+    precision: str | None = None
+    engine_dir: str | None = None
     calibration: str | None = None
     device: str | None = None
     batch_sizes: tuple[int, ...] = (1,)
@@ -97,7 +99,10 @@ class ServeConfig:
             raise ConfigError(
                 f"--batch-sizes must lie in 1..{MAX_BATCH_SIZE}, not {', '.join(map(str, self.batch_sizes))}"
             )
-        if self.calibration is not None and self.precision != "fp8":
+        precisions = () if self.precision is None else parse_precision(self.precision).values()
+        if self.engine_dir is not None and not self.backend.startswith("tensorrt"):
+            raise ConfigError(f"--engine-dir is for TensorRT's backends, not for '{self.backend}'")
+        if self.calibration is not None and "fp8" not in precisions:
             raise ConfigError("--calibration is for --precision fp8")
         if self.devices and self.device is not None:
             raise ConfigError("--device and --devices contradict each other; give one of them")
@@ -133,6 +138,7 @@ class ServeConfig:
             "env": self.environment,
             "config": self.openpi_config,
             "precision": self.precision,
+            "engine_dir": self.engine_dir,
             "calibration": self.calibration,
             "device": device,
             "batch_sizes": sorted({1, *self.batch_sizes}),

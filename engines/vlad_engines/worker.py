@@ -97,7 +97,7 @@ def _exit_with_server(socket_fd: int) -> None:
 
 
 def _unified_policy(options: Mapping[str, Any], report: ReportProgress) -> Policy:
-    report("importing torch", 0.0)
+    report("importing the engines", 0.0)
     from vlad_engines.unified_policy import UnifiedPolicy
 
     policy_options = dict(options)

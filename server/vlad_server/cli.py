@@ -13,7 +13,7 @@ import tyro
 import uvloop
 
 from vlad_configs.errors import ConfigError
-from vlad_configs.serving import BackendName, Precision, ServeConfig
+from vlad_configs.serving import BackendName, ServeConfig
 from vlad_server import logs
 from vlad_server.app import serve_policy
 from vlad_server.checkpoint_choice import choose_checkpoint
@@ -58,8 +58,11 @@ class Args:
     """Engine that runs the policy; what is named here runs, or the start fails."""
     num_steps: int | None = None
     """Denoising steps; the checkpoint's own number (10 for published ones) where not given."""
-    precision: Precision | None = None
-    """Arithmetic of the network; bf16 on a GPU and fp32 on a CPU where not given."""
+    precision: str | None = None
+    """fp32, tf32, bf16 or fp8, or one for each part, such as vision=fp16,prefix=tf32,denoise=tf32; bf16 on a
+    GPU and fp32 on a CPU where not given."""
+    engine_dir: str | None = None
+    """Folder of prebuilt TensorRT engines, which is only read; nothing is built then."""
     calibration: str | None = None
     """Recorded observations (npz) that tell fp8 the size of activations; drawn ones where not given."""
     device: str | None = None
@@ -130,6 +133,7 @@ def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
         default_prompt=args.default_prompt,
         num_steps=args.num_steps,
         precision=args.precision,
+        engine_dir=args.engine_dir,
         calibration=args.calibration,
         device=args.device,
         devices=_devices(args.devices),

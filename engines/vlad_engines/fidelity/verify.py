@@ -71,7 +71,7 @@ def verify_checkpoint(
     for candidate in candidates:
         options = BackendOptions(
             steps,
-            candidate.precision,  # type: ignore[arg-type]
+            candidate.precision,
             device,
             camera_counts=camera_counts,
             batch_sizes=batch_sizes,
