@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import importlib.metadata
-import ipaddress
 import logging
 import pathlib
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from vlad_configs.access import is_loopback
 from vlad_configs.errors import ConfigError
 from vlad_configs.serving import ServeConfig
 from vlad_server import allocator, capabilities
@@ -83,6 +83,7 @@ async def serve_policy(config: ServeConfig, worker_command: Sequence[str] = WORK
         except OSError as error:
             raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from error
         stack.push_async_callback(gateway.close)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
         _log_addresses(config, port, monitoring.port)
 
         tasks = [
@@ -126,25 +127,25 @@ def _bind_monitoring(
 
 def _log_addresses(config: ServeConfig, port: int, metrics_port: int) -> None:
     logger.info(
-        "listening on ws://%s:%d (policy) and http://%s:%d/metrics",
+        "listening on %s://%s:%d (policy) and http://%s:%d/metrics",
+        "wss" if config.access.uses_tls else "ws",
         config.host,
         port,
         config.host,
         metrics_port,
     )
-    if _is_loopback(config.host):
+    if config.status_page:
+        scheme = "https" if config.access.uses_tls else "http"
+        logger.info("status page: %s://%s:%d/", scheme, config.host, port)
+    if is_loopback(config.host):
         logger.info("only this machine can connect; for robots on other machines add --host 0.0.0.0")
-    elif config.api_key is None:
-        logger.warning("anyone who reaches %s can command this policy; consider --api-key", config.host)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    elif not config.access.needs_key:
+        logger.warning(
+            "anyone who reaches %s can command this policy and see its cameras; consider --api-key-file",
+            config.host,
+        )
+    elif not config.access.uses_tls:
+        logger.warning("keys and images travel in the clear on %s; consider --tls-cert", config.host)
 
 
 async def _beat(pulse: Pulse, metrics: ServerMetrics) -> None:
