@@ -84,7 +84,7 @@ const grid = (drawing, width, top, text) => {
   drawing.fillText(text, 2, top);
 };
 
-// The least round number of which all but the rarest samples are below.
+// A round number not far above; what is larger sticks to the upper edge of a chart.
 const roundUp = (value) => {
   const power = 10 ** Math.floor(Math.log10(value));
   for (const step of [1, 1.5, 2, 3, 4, 5, 6, 8, 10]) if (value <= step * power * 1.0001) return step * power;
@@ -97,11 +97,11 @@ const drawStrip = (stage, strip, now) => {
   if (!samples.length) return;
   const sorted = ascending(samples.map((sample) => sample[stage]));
   strip.value.textContent =
-    `p50 ${milliseconds(quantile(sorted, 0.5))}   p99 ${milliseconds(quantile(sorted, 0.99))}`;
+    `p50 ${milliseconds(quantile(sorted, 0.5))} · p99 ${milliseconds(quantile(sorted, 0.99))}`;
   const target = context(strip.canvas);
   if (!target) return;
   const { drawing, width } = target;
-  const most = roundUp(Math.max(0.001, quantile(sorted, 0.995) * 1.1));
+  const most = roundUp(Math.max(0.001, quantile(sorted, 0.97) * 1.25));
   const x = (at) => width * (1 - (now - at) / WINDOW_S);
   const y = (ms) => 2 + (CHART_HEIGHT - 4) * (1 - Math.min(1, ms / most));
   grid(drawing, width, 2, `${short(most)} ms`);
