@@ -23,6 +23,7 @@ from vlad_server import allocator, capabilities
 from vlad_server.dispatcher import Dispatcher
 from vlad_server.gateway import Gateway
 from vlad_server.health import Pulse
+from vlad_server.loop_watchdog import LoopWatchdog
 from vlad_server.metrics import ServerMetrics
 from vlad_server.monitoring import MonitoringServer
 from vlad_server.readiness import Readiness
@@ -72,6 +73,7 @@ async def serve_policy(config: ServeConfig, worker_command: Sequence[str] = WORK
             request_bytes=config.max_message_bytes,
             max_waiting=config.max_waiting,
             describe=functools.partial(capabilities.describe, config=config),
+            hang_s=config.hang_s,
             readiness=readiness,
             metrics=metrics,
         )
@@ -92,6 +94,7 @@ async def serve_policy(config: ServeConfig, worker_command: Sequence[str] = WORK
             asyncio.create_task(_announce(config, readiness, metrics, started)),
         ]
         stack.push_async_callback(_cancel, tasks)
+        stack.callback(LoopWatchdog(pulse).close)
         supervising = tasks[0]
         stopping = asyncio.create_task(signals.get())
         await asyncio.wait({supervising, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -69,7 +69,7 @@ class Gateway:
         metrics.sessions.set_function(lambda: len(self._sessions))
         self._images = ImageDecoder(config.robot, config.max_message_bytes)
         self._serving: set[asyncio.Task[Any]] = set()
-        self._robots: set[RobotConnection] = set()
+        self._robots: dict[RobotConnection, None] = {}  # in the order in which they came
         self._gatekeeper = Gatekeeper(config.access, listens_on=config.host, metrics=metrics)
         limits = config.action_limits
         self._guard = ActionGuard(
@@ -163,7 +163,7 @@ class Gateway:
                 board=self._board,
                 allowance=self._gatekeeper.allowance_of(connection, time.perf_counter()),
             )
-            self._robots.add(robot)
+            self._robots[robot] = None
             code = await robot.run()
             logger.info("%s: closed with code %d", connection.remote_address, code)
         except Exception:
@@ -171,7 +171,7 @@ class Gateway:
         finally:
             self._serving.discard(task)
             if robot is not None:
-                self._robots.discard(robot)
+                self._robots.pop(robot, None)
             self._metrics.connections.dec()
 
     def _process_request(
