@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib.metadata
 import logging
+import os
 import pathlib
 import signal
 import sys
@@ -83,7 +84,9 @@ async def serve_policy(config: ServeConfig, worker_command: Sequence[str] = WORK
         try:
             port = await gateway.open()
         except OSError as error:
-            raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from error
+            # asyncio wraps the system's words into more of them; those of the system say it all.
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise ConfigError(f"cannot listen on {config.host}:{config.port}: {reason}") from error
         stack.push_async_callback(gateway.close)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
         _log_addresses(config, port, monitoring.port)

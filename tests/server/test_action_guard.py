@@ -25,8 +25,11 @@ NONE = (None,) * 7
 
 def limits(**changes: Any) -> ActionLimits:
     values: dict[str, Any] = {
-        "environment": "LIBERO", "reaction": "warn",
-        "low": (-1.0,) * 7, "high": (1.0,) * 7, "max_step": NONE,
+        "environment": "LIBERO",
+        "reaction": "warn",
+        "low": (-1.0,) * 7,
+        "high": (1.0,) * 7,
+        "max_step": NONE,
     }
     return ActionLimits(**{**values, **changes})
 
