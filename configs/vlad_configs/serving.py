@@ -14,6 +14,7 @@ Precision = Literal["fp32", "bf16", "fp8"]
 MAX_BATCH_SIZE = 16
 MIN_MESSAGE_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 1 << 30
+MIN_RECORD_FILE_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class ServeConfig:
         max_waiting: requests that may wait for a worker; what comes on top is refused as `busy`.
         session_ttl_s: seconds for which a robot's session outlives its connection.
         record_dir: where requests and replies are recorded; None records nothing.
+        record_file_bytes: size at which a recording goes on in its next file.
         drain_s: seconds that requests in flight get at SIGTERM.
         send_timeout_s: seconds that a client may leave its reply unread.
         keep_connection_on_error: answer a client's mistake without closing its connection.
@@ -68,6 +70,7 @@ class ServeConfig:
     max_waiting: int = 256
     session_ttl_s: float = 60.0
     record_dir: str | None = None
+    record_file_bytes: int = 1 << 30
     drain_s: float = 30.0
     send_timeout_s: float = 5.0
     keep_connection_on_error: bool = False
@@ -103,6 +106,12 @@ class ServeConfig:
             raise ConfigError("--device and --devices contradict each other; give one of them")
         if self.max_waiting < 1:
             raise ConfigError(f"--max-waiting must be at least 1, not {self.max_waiting}")
+        if self.record_dir == "":
+            raise ConfigError("--record needs a directory, not an empty text")
+        if self.record_file_bytes < MIN_RECORD_FILE_BYTES:
+            raise ConfigError(
+                f"--record-file-bytes must be at least {MIN_RECORD_FILE_BYTES}, not {self.record_file_bytes}"
+            )
         if self.session_ttl_s < 0:
             raise ConfigError(f"--session-seconds must not be negative, not {self.session_ttl_s}")
         if self.api_key is not None and not self.api_key.strip():

@@ -26,6 +26,9 @@ class Exchange:
         decoded: when it was found to be usable.
         request_id: of the dispatcher; None while it is not with it.
         note: why the chunk does not continue the one before, as asked; None where there is nothing to say.
+        frame_received: the request as it came, for the recorder.
+        seed: of the chunk's noise, where the request brings no noise of its own and is recorded.
+        continuation: what the policy was told of the chunk before.
     """
 
     observation: Mapping[str, Any]
@@ -37,6 +40,9 @@ class Exchange:
     decoded: float = 0.0
     request_id: int | None = None
     note: str | None = None
+    frame_received: bytes | bytearray = b""
+    seed: int | None = None
+    continuation: Mapping[str, Any] | None = None
 
     @property
     def expires(self) -> float | None:

@@ -18,7 +18,7 @@ from vlad_server.images import ImageDecoder
 from vlad_server.metrics import ServerMetrics
 from vlad_server.policy_connection import PolicyConnection
 from vlad_server.readiness import Readiness
-from vlad_server.recorder import Recorder
+from vlad_server.recordings.recorder import Recorder
 from vlad_server.robot_connection import RobotConnection
 from vlad_server.sessions import SessionRegistry
 

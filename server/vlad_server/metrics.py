@@ -72,8 +72,16 @@ class ServerMetrics:
             "sessions", "Sessions of robots that name themselves, with and without connection."
         )
         self.recorder_dropped = self._counter(
-            "recorder_dropped_total", "Requests that the recorder left out because the disk was too slow."
+            "recorder_dropped_total",
+            "Requests left out of the recording: the disk was too slow, or recording has stopped.",
         )
+        self.recorder_stops = self._counter(
+            "recorder_stops_total", "Recordings that ended early: the disk is full, or the recorder died."
+        )
+        self.recorder_queued_bytes = self._gauge(
+            "recorder_queued_bytes", "Requests and replies that wait for the recorder."
+        )
+        self.recorder_active = self._gauge("recorder_active", "1 while requests are recorded, else 0.")
 
         self.request_duration = self._histogram(
             "request_duration_seconds", "Frame received to reply handed to the transport.", REQUEST_BUCKETS

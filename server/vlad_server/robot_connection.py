@@ -31,7 +31,8 @@ from vlad_server.metrics import ServerMetrics
 from vlad_server.outcomes import Outcome, Reply, ResetError, SupersededError, UnservedError, code_of
 from vlad_server.policy_connection import Message, PolicyConnection
 from vlad_server.readiness import Readiness
-from vlad_server.recorder import Recorder
+from vlad_server.recordings.exchange_recorder import ExchangeRecorder
+from vlad_server.recordings.recorder import Recorder
 from vlad_server.request_options import (
     POLICY_KEYS,
     ObservationId,
@@ -78,7 +79,7 @@ class RobotConnection:
         self._metrics = metrics
         self._sessions = sessions
         self._images = images
-        self._recorder = recorder
+        self._recorder = None if recorder is None else ExchangeRecorder(recorder, readiness)
         self._policy_keys = config.robot.request_keys | POLICY_KEYS
         self._loop = asyncio.get_running_loop()
         self._is_idle = asyncio.Event()
@@ -189,17 +190,20 @@ class RobotConnection:
             request = wire.decode(message)
             observation_id = read_observation_id(request)
             if roboarena.is_roboarena(request):
-                self._begin_roboarena(request, received)
+                self._begin_roboarena(request, received, message)
                 return
             options = read_options(request)
             exchange = self._exchange(request, options, received)
+            exchange.frame_received = message
         except (wire.WireError, ObservationError) as error:
             self._refuse(error, observation_id)
             self._continue()
             return
         self._prepare(exchange)
 
-    def _begin_roboarena(self, request: Mapping[str, Any], received: float) -> None:
+    def _begin_roboarena(
+        self, request: Mapping[str, Any], received: float, message: bytes | bytearray
+    ) -> None:
         if roboarena.endpoint_of(request) == "reset":
             self._session.begin_episode()
             self._send(roboarena.RESET_REPLY)
@@ -208,6 +212,7 @@ class RobotConnection:
         observation = roboarena.observation_of(request, self._config.robot)
         exchange = self._exchange(observation, RequestOptions(), received)
         exchange.is_roboarena = True
+        exchange.frame_received = message
         self._prepare(exchange)
 
     def _exchange(self, request: Mapping[str, Any], options: RequestOptions, received: float) -> Exchange:
@@ -286,7 +291,9 @@ class RobotConnection:
             return
         selected = {key: value for key, value in observation.items() if key in self._policy_keys}
         if continuation is not None:
-            selected[CONTINUATION_KEY] = continuation
+            selected[CONTINUATION_KEY] = exchange.continuation = continuation
+        if self._recorder is not None:
+            self._recorder.pin_noise(exchange, selected)
         exchange.decoded = time.perf_counter()
         self._metrics.stages["decode"].observe(exchange.decoded - exchange.received)
         self._latest_submitted[exchange.session] = exchange.number
@@ -306,6 +313,8 @@ class RobotConnection:
                 self._superseded(exchange)
             else:
                 self._end(exchange, outcome)
+                if self._recorder is not None and isinstance(outcome, EngineError):
+                    self._recorder.failed(exchange, outcome)
             self._continue()
         except Exception:
             self._break_off()
@@ -346,7 +355,7 @@ class RobotConnection:
             if (histogram := self._metrics.stages.get(name.removesuffix("_ms"))) is not None:
                 histogram.observe(1e-3 * milliseconds)
         if self._recorder is not None:
-            self._recorder.record(exchange.observation, message)
+            self._recorder.answered(exchange, message, payload)
 
     def _superseded(self, exchange: Exchange) -> None:
         """Drop an observation of a stream; the next reply tells."""
