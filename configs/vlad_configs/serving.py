@@ -32,7 +32,7 @@ class ServeConfig:
         batch_sizes: how many requests may share one computation; 1 is always possible. Only for backends that
             compute batches.
         devices: torch devices, with an engine worker on each; empty for one worker on `device`.
-        calibration: npz file of recorded observations for `fp8`; None for drawn ones.
+        calibration: recording or npz file of observations for `fp8`; None for drawn ones.
         tokenizer, norm_stats: files that replace those found beside the checkpoint.
         host, port: where robots connect; port 0 picks a free one.
         metrics_port: where `/metrics` and the health paths are served as well; 0 picks a free one.

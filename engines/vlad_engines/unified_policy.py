@@ -52,7 +52,7 @@ class UnifiedPolicy:
         env: robot, a name of `ENVIRONMENTS`; None for that of `config`, or else LIBERO.
         config: openpi configuration name; None for the checkpoint's or the robot's default.
         precision: `fp32`, `bf16` or `fp8`; None for bf16 on a GPU and fp32 on a CPU.
-        calibration: npz file of recorded observations from which `fp8` learns; None for drawn ones.
+        calibration: recording or npz file of observations from which `fp8` learns; None for drawn ones.
         device: torch device; None for the first GPU, or else the CPU.
         tokenizer: SentencePiece file; None to look beside the checkpoint and in `OPENPI_DATA_HOME`.
         norm_stats: `norm_stats.json`; None for the checkpoint's own.

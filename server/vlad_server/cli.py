@@ -61,7 +61,7 @@ class Args:
     precision: Precision | None = None
     """Arithmetic of the network; bf16 on a GPU and fp32 on a CPU where not given."""
     calibration: str | None = None
-    """Recorded observations (npz) that tell fp8 the size of activations; drawn ones where not given."""
+    """Recording (mcap) or npz file that tells fp8 the size of activations; drawn ones where not given."""
     device: str | None = None
     """Torch device; the first GPU, or else the CPU, where not given."""
     devices: str | None = None

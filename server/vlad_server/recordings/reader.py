@@ -109,8 +109,13 @@ def open_recording(path: str | pathlib.Path) -> Recording:
     raise ConfigError(f"{path} is no recording of serve_policy --record")
 
 
-def recorded_requests(path: str | pathlib.Path, environment: Environment) -> tuple[dict[str, Any], ...]:
-    """The robot's keys of all requests in a recording: observations to calibrate or verify with.
+def recorded_requests(
+    path: str | pathlib.Path, environment: Environment, at_most: int
+) -> tuple[dict[str, Any], ...]:
+    """The robot's keys of requests in a recording: observations to calibrate or verify with.
+
+    Args:
+        at_most: how many, spread evenly over the file; all of them where it holds fewer.
 
     Raises:
         ConfigError: for a file that cannot be read, is of another robot, or holds no request.
@@ -119,8 +124,12 @@ def recorded_requests(path: str | pathlib.Path, environment: Environment) -> tup
     if recording.robot.request_keys != environment.request_keys:
         raise ConfigError(f"{path} was recorded with {recording.robot.name}, not with {environment.name}")
     keys = environment.request_keys
+    count = sum(1 for _ in recording.exchanges())
+    chosen = {index * count // at_most for index in range(at_most)} if count > at_most else None
     requests = []
-    for exchange in recording.exchanges():
+    for index, exchange in enumerate(recording.exchanges()):
+        if chosen is not None and index not in chosen:
+            continue
         observation = recording.observation(exchange)
         request = {key: value for key, value in observation.items() if key in keys}
         default = recording.policy.get("default_prompt")

@@ -20,7 +20,11 @@ from tests.support.libero import libero_observation
 from tests.support.recordings import NOISE_SHAPE, exchange, write_recording
 from vlad_configs.environments import ENVIRONMENTS
 from vlad_configs.errors import ConfigError
-from vlad_engines.fidelity.observations import synthetic_observations
+from vlad_engines.fidelity.observations import (
+    calibration_observations,
+    recorded_observations,
+    synthetic_observations,
+)
 from vlad_engines.processing.noise import NoiseSource
 from vlad_server import wire
 from vlad_server.recordings.exchange import pipe_parts, read_pipe
@@ -90,7 +94,7 @@ def test_every_robot_can_be_recorded(environment: str, tmp_path: pathlib.Path) -
         exchange(number, observation=each, actions=actions) for number, each in enumerate(observations)
     ]
     (path,) = write_recording(tmp_path, exchanges, environment=environment)
-    np.testing.assert_equal(recorded_requests(path, robot), observations)
+    np.testing.assert_equal(recorded_requests(path, robot, 64), observations)
 
 
 def test_named_robots_have_topics_of_their_own(tmp_path: pathlib.Path) -> None:
@@ -170,12 +174,18 @@ def test_other_files_are_refused(tmp_path: pathlib.Path) -> None:
 
 def test_a_recording_of_another_robot_is_refused(one_file: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match="recorded with LIBERO, not with DROID"):
-        recorded_requests(one_file, ENVIRONMENTS["DROID"])
+        recorded_requests(one_file, ENVIRONMENTS["DROID"], 64)
 
 
-def test_a_recording_serves_as_fidelity_set(one_file: pathlib.Path) -> None:
-    requests = recorded_requests(one_file, ENVIRONMENTS["LIBERO"])
-    np.testing.assert_equal(requests, [libero_observation(number) for number in range(6)])
+def test_a_recording_serves_as_fidelity_and_calibration_set(one_file: pathlib.Path) -> None:
+    robot, expected = ENVIRONMENTS["LIBERO"], [libero_observation(number) for number in range(6)]
+    np.testing.assert_equal(list(recorded_observations(one_file, robot)), expected)
+    np.testing.assert_equal(list(calibration_observations(str(one_file), robot)), expected)
+
+
+def test_a_long_recording_gives_observations_from_all_of_it(one_file: pathlib.Path) -> None:
+    requests = recorded_requests(one_file, ENVIRONMENTS["LIBERO"], 3)
+    np.testing.assert_equal(list(requests), [libero_observation(number) for number in (0, 2, 4)])
 
 
 def test_a_frame_cut_off_by_the_death_of_its_writer_ends_the_pipe() -> None:
