@@ -176,6 +176,7 @@ class UnifiedPolicy:
             `anchor_state` float64 `[state width]`, the robot's state that belongs to it. With a
             continuation also `rtc`: `mode`, `delay`, `prefix_end`, `beta`, `schedule`, `valid_from`
             (the first action meant to be executed) and `note`, which says why it is not what was asked for.
+            `notes` of the `ModelInputs` where there are any.
 
         Raises:
             ObservationError: for an observation, noise, seed or continuation that does not fit.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlad_server import continuations, wire
+from vlad_server.doctor.examination import Finding
 from vlad_server.outcomes import Reply, code_of
 from vlad_server.request_options import ObservationId, RequestOptions
 from vlad_server.scheduler import Terms
@@ -29,6 +30,7 @@ class Exchange:
         frame_received: the request as it came, for the recorder.
         seed: of the chunk's noise, where the request brings no noise of its own and is recorded.
         continuation: what the policy was told of the chunk before.
+        findings: what is probably wrong with the observation.
     """
 
     observation: Mapping[str, Any]
@@ -43,6 +45,7 @@ class Exchange:
     frame_received: bytes | bytearray = b""
     seed: int | None = None
     continuation: Mapping[str, Any] | None = None
+    findings: Sequence[Finding] = ()
 
     @property
     def expires(self) -> float | None:

@@ -14,6 +14,7 @@ from websockets.http11 import Request, Response
 from vlad_configs.serving import ServeConfig
 from vlad_server import health
 from vlad_server.dispatcher import Dispatcher
+from vlad_server.doctor.doctor import ObservationDoctor
 from vlad_server.images import ImageDecoder
 from vlad_server.metrics import ServerMetrics
 from vlad_server.policy_connection import PolicyConnection
@@ -58,6 +59,7 @@ class Gateway:
         self._sessions = SessionRegistry(config.session_ttl_s)
         metrics.sessions.set_function(lambda: len(self._sessions))
         self._images = ImageDecoder(config.robot, config.max_message_bytes)
+        self._doctor = ObservationDoctor(config.robot, metrics)
         self._serving: set[asyncio.Task[Any]] = set()
         self._server: Server | None = None
 
@@ -123,6 +125,7 @@ class Gateway:
                 metrics=self._metrics,
                 sessions=self._sessions,
                 images=self._images,
+                doctor=self._doctor,
                 recorder=self._recorder,
             ).run()
             logger.info("%s: closed with code %d", connection.remote_address, code)

@@ -19,6 +19,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from vlad_server.doctor.examination import KINDS as OBSERVATION_WARNINGS
 from vlad_server.latency_histogram import LatencyHistogram, LatencyHistograms
 
 NAMESPACE = "vlad"
@@ -71,6 +72,13 @@ class ServerMetrics:
         self.sessions = self._gauge(
             "sessions", "Sessions of robots that name themselves, with and without connection."
         )
+        self.observations_examined = self._counter(
+            "observations_examined_total", "Observations that were looked at for likely mistakes."
+        )
+        warnings = self._counter(
+            "observation_warnings_total", "Likely mistakes found in examined observations.", "kind"
+        )
+        self.observation_warnings = {kind: warnings.labels(kind) for kind in OBSERVATION_WARNINGS}
         self.recorder_dropped = self._counter(
             "recorder_dropped_total",
             "Requests left out of the recording: the disk was too slow, or recording has stopped.",

@@ -25,6 +25,7 @@ from vlad_configs.serving import ServeConfig
 from vlad_engines.worker_protocol import CONTINUATION_KEY
 from vlad_server import continuations, roboarena, wire
 from vlad_server.dispatcher import Dispatcher
+from vlad_server.doctor.doctor import ObservationDoctor
 from vlad_server.exchange import Exchange, error_frame
 from vlad_server.images import ImageDecoder, has_encoded_images
 from vlad_server.metrics import ServerMetrics
@@ -70,6 +71,7 @@ class RobotConnection:
         metrics: ServerMetrics,
         sessions: SessionRegistry,
         images: ImageDecoder,
+        doctor: ObservationDoctor,
         recorder: Recorder | None,
     ) -> None:
         self._connection = connection
@@ -79,6 +81,7 @@ class RobotConnection:
         self._metrics = metrics
         self._sessions = sessions
         self._images = images
+        self._doctor = doctor
         self._recorder = None if recorder is None else ExchangeRecorder(recorder, readiness)
         self._policy_keys = config.robot.request_keys | POLICY_KEYS
         self._loop = asyncio.get_running_loop()
@@ -300,6 +303,7 @@ class RobotConnection:
         work = Work(selected, functools.partial(self._on_outcome, exchange), options.extended)
         exchange.request_id = self._dispatcher.submit(work, exchange.terms, stream=options.stream)
         self._open[exchange.request_id] = exchange
+        self._doctor.examine(exchange)
 
     def _on_outcome(self, exchange: Exchange, outcome: Outcome) -> None:
         assert exchange.request_id is not None
@@ -331,6 +335,9 @@ class RobotConnection:
         """Send a reply, and note that its request is done."""
         encoding = time.perf_counter()
         message = exchange.message(reply, encoding, self._previous_total_ms)
+        warnings = self._doctor.report(exchange, reply)
+        if exchange.options.doctor:
+            message["observation_warnings"] = warnings
         payload = exchange.frame(message)
         encoded = time.perf_counter()
         if self._lock_step is exchange:

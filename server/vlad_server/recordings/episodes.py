@@ -115,6 +115,7 @@ def _frame(
     images = {
         camera.path[-1].rpartition("/")[2]: _pixels(image, camera.layout == "chw")
         for camera, image in pictures_of(observation, robot)
+        if isinstance(image, np.ndarray)
     }
     state = np.concatenate([np.ravel(observation[vector.key]) for vector in robot.state])
     return Frame(
