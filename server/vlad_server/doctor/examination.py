@@ -123,12 +123,12 @@ def _images(robot: Environment, observation: Mapping[str, Any]) -> Iterator[tupl
 
 
 def _thumbnail(image: npt.NDArray[Any], camera: Camera) -> npt.NDArray[np.uint8]:
-    """`[pixels, 3]` in levels of 0..255."""
-    if camera.layout == "chw" or image.shape[0] == 3:
-        image = image.transpose(1, 2, 0)
-    rows = max(1, image.shape[0] // THUMBNAIL_SIDE)
-    columns = max(1, image.shape[1] // THUMBNAIL_SIDE)
-    pixels = image[::rows, ::columns].reshape(-1, 3)
+    """`[3, pixels]` in levels of 0..255: with channels first, reductions cost a fifth."""
+    if camera.layout != "chw" and image.shape[0] != 3:
+        image = image.transpose(2, 0, 1)
+    rows = max(1, image.shape[1] // THUMBNAIL_SIDE)
+    columns = max(1, image.shape[2] // THUMBNAIL_SIDE)
+    pixels = image[:, ::rows, ::columns].reshape(3, -1)
     if pixels.dtype == np.uint8:
         return pixels
     levels: npt.NDArray[np.uint8] = (np.nan_to_num(np.clip(pixels, 0.0, 1.0)) * 255).astype(np.uint8)
@@ -136,7 +136,7 @@ def _thumbnail(image: npt.NDArray[Any], camera: Camera) -> npt.NDArray[np.uint8]
 
 
 def _picture_findings(key: str, image: npt.NDArray[Any], thumbnail: npt.NDArray[np.uint8]) -> list[Finding]:
-    low, high = thumbnail.min(axis=0), thumbnail.max(axis=0)
+    low, high = np.minimum.reduce(thumbnail, axis=1), np.maximum.reduce(thumbnail, axis=1)
     brightest = int(high.max())
     if brightest == 1 and image.dtype == np.uint8:
         text = "only the levels 0 and 1 occur: a float image in 0..1 that was cast to uint8 without scaling"
@@ -154,10 +154,10 @@ def _picture_findings(key: str, image: npt.NDArray[Any], thumbnail: npt.NDArray[
 
 
 def _colour_findings(key: str, thumbnail: npt.NDArray[np.uint8], history: History) -> list[Finding]:
-    red, blue = int(thumbnail[:, 0].sum(dtype=np.int64)), int(thumbnail[:, 2].sum(dtype=np.int64))
+    red, _, blue = np.add.reduce(thumbnail, axis=1, dtype=np.int64).tolist()
     mean, count = history.blue_cast.get(key, (0.0, 0))
     count += 1
-    mean += ((blue - red) / len(thumbnail) - mean) / min(count, 4 * BLUE_CAST_AFTER)
+    mean += ((blue - red) / thumbnail.shape[1] - mean) / min(count, 4 * BLUE_CAST_AFTER)
     history.blue_cast[key] = (mean, count)
     if count < BLUE_CAST_AFTER or mean < BLUE_CAST:
         return []
