@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import logging
 import os
@@ -22,6 +23,9 @@ logger = logging.getLogger("vlad.server")
 QUEUED_EXCHANGES = 256
 QUEUED_BYTES = 64 << 20
 """Of requests and replies that wait for the disk; a request with two raw images has 0.3 MB."""
+
+PIPE_BYTES = 1 << 20
+"""Takes a request with two raw images at once; the most that Linux gives to everybody."""
 
 CLOSE_S = 5.0
 """What the recorder gets to write what is queued when the daemon ends."""
@@ -133,6 +137,7 @@ class Recorder:
     def _feed(self) -> None:
         assert self._process.stdin is not None
         pipe = self._process.stdin.fileno()
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             while (parts := self._queue.get()) is not None:
                 _write_all(pipe, parts)
