@@ -76,7 +76,7 @@ class Policy(Protocol):
         Returns:
             `actions` float64 `[H, action width]`; `policy_timing`, milliseconds by name; where the policy
             can continue chunks, `model_actions` float32 `[H, action_dim]` and `anchor_state` float64
-            `[state width]`, and `rtc` beside a continuation.
+            `[state width]`, and `rtc` beside a continuation. `notes` where the observation is odd.
         """
         ...
 
@@ -225,7 +225,8 @@ def _chunk(
     names = ("actions", "model_actions", "anchor_state") if request.continuable else ("actions",)
     arrays = slots.store_reply(request.slot, {name: result[name] for name in names if name in result})
     timing = dict(result["policy_timing"])
-    return protocol.Chunk(request.request_id, arrays, started, seconds, batch, timing, result.get("rtc"))
+    rtc, notes = result.get("rtc"), result.get("notes")
+    return protocol.Chunk(request.request_id, arrays, started, seconds, batch, timing, rtc, notes)
 
 
 def at_most(limit: int, text: str) -> str:

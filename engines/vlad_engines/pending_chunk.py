@@ -121,6 +121,8 @@ def make_reply(
         reply["policy_timing"]["overlapped_ms"] = result.overlapped_seconds * 1e3
     if request.plan is not None:
         reply["rtc"] = request.plan.report()
+    if request.inputs.notes:
+        reply["notes"] = dict(request.inputs.notes)
     return reply
 
 

@@ -56,7 +56,7 @@ class UnifiedPolicy:
         precision: `fp32`, `tf32`, `bf16`, `fp8`, or one for each component, as far as the backend has it;
             None for bf16 on a GPU and fp32 on a CPU.
         engine_dir: folder of prebuilt TensorRT engines, which is only read; None to build what is missing.
-        calibration: npz file of recorded observations from which `fp8` learns; None for drawn ones.
+        calibration: recording or npz file of observations from which `fp8` learns; None for drawn ones.
         device: torch device; None for the first GPU, or else the CPU.
         tokenizer: SentencePiece file; None to look beside the checkpoint and in `OPENPI_DATA_HOME`.
         norm_stats: `norm_stats.json`; None for the checkpoint's own.
@@ -189,6 +189,7 @@ class UnifiedPolicy:
             `anchor_state` float64 `[state width]`, the robot's state that belongs to it. With a
             continuation also `rtc`: `mode`, `delay`, `prefix_end`, `beta`, `schedule`, `valid_from`
             (the first action meant to be executed) and `note`, which says why it is not what was asked for.
+            `notes` of the `ModelInputs` where there are any.
 
         Raises:
             ObservationError: for an observation, noise, seed or continuation that does not fit.

@@ -103,6 +103,7 @@ class Chunk:
         batch: how many requests were computed together.
         timing: the policy's own figures in milliseconds.
         rtc: how the chunk continues the one before, for the client; None where it does not.
+        notes: what the processing noticed about the observation, `ModelInputs.notes`; None for nothing.
     """
 
     request_id: int
@@ -112,6 +113,7 @@ class Chunk:
     batch: int
     timing: dict[str, float]
     rtc: dict[str, Any] | None = None
+    notes: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

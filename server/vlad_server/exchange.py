@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlad_server import continuations, wire
+from vlad_server.doctor.examination import Finding
 from vlad_server.outcomes import Reply, code_of
 from vlad_server.request_options import ObservationId, RequestOptions
 from vlad_server.scheduler import Terms
@@ -27,6 +28,10 @@ class Exchange:
         request_id: of the dispatcher; None while it is not with it.
         warnings: what a client that reads warnings should know of its chunk.
         note: why the chunk does not continue the one before, as asked; None where there is nothing to say.
+        frame_received: the request as it came, for the recorder.
+        seed: of the chunk's noise, where the request brings no noise of its own and is recorded.
+        continuation: what the policy was told of the chunk before.
+        findings: what is probably wrong with the observation.
     """
 
     observation: Mapping[str, Any]
@@ -39,6 +44,10 @@ class Exchange:
     request_id: int | None = None
     note: str | None = None
     warnings: tuple[str, ...] = ()
+    frame_received: bytes | bytearray = b""
+    seed: int | None = None
+    continuation: Mapping[str, Any] | None = None
+    findings: Sequence[Finding] = ()
 
     @property
     def expires(self) -> float | None:

@@ -280,6 +280,7 @@ class WorkerLink:
             started=message.started,
             infer_s=message.seconds,
             rtc=message.rtc,
+            notes=message.notes,
             **arrays,
         )
         self._owner.on_outcome(self, message.request_id, work, reply)
