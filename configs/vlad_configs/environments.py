@@ -7,6 +7,7 @@ Request keys, cameras and widths are those of the openpi policies (LIBERO, DROID
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -160,7 +161,8 @@ def _check_vector(observation: Mapping[str, Any], vector: Vector) -> None:
     shape_fits = array.shape == (vector.width,) or (vector.scalar and array.shape == ())
     if array.dtype.kind not in "fiu" or not shape_fits:
         raise ObservationError(vector.key, expected, _describe(array))
-    if not np.isfinite(array).all():
+    # On eight numbers, Python's own loop is several times faster than two calls of numpy.
+    if not all(map(math.isfinite, array.ravel().tolist())):
         raise ObservationError(
             vector.key, expected, f"non-finite values at index {np.flatnonzero(~np.isfinite(array)).tolist()}"
         )

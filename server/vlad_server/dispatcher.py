@@ -171,15 +171,15 @@ class Dispatcher:
         if not len(self._queue) and not self._handed_over_until:
             return
         now = time.perf_counter()
-        self._end_expired(now)
+        if self._handed_over_until or self._queue.may_expire:
+            self._end_expired(now)
         while len(self._queue) and (link := self._free_link()) is not None:
             batch = self._queue.take(link.batch_sizes, now)
             if not batch:
                 break
             for request_id, work in batch:
                 self._places[request_id] = link
-                last_start = self._queue.last_start(request_id)
-                if last_start is not None:
+                if (last_start := self._queue.last_start(request_id)) is not None:
                     self._handed_over_until[request_id] = (last_start, work)
             for request_id, work, error in link.hand_over(batch, self._queue.last_start):
                 self._queue.finish(request_id)
@@ -200,6 +200,8 @@ class Dispatcher:
 
     def _free_link(self) -> WorkerLink | None:
         """The worker that will be free first, if any may take a request now."""
+        if len(self._links) == 1:
+            return self._links[0] if self._links[0].has_room else None
         free = [link for link in self._links if link.has_room]
         if len(free) < 2:
             return free[0] if free else None
@@ -223,6 +225,8 @@ class Dispatcher:
             work.on_done(outcome)
 
     def _wake_for_expiry(self, now: float) -> None:
+        if self._expiry is None and not self._handed_over_until and not self._queue.may_expire:
+            return
         expiries = [last_start for last_start, _ in self._handed_over_until.values()]
         if (waiting := self._queue.next_expiry()) is not None:
             expiries.append(waiting)
