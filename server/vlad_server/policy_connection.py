@@ -136,7 +136,7 @@ class PolicyConnection(ServerConnection):
 
     @property
     def _may_begin_frame(self) -> bool:
-        """True where the library has nothing half done, so that the next byte begins a message's first frame."""
+        """True where the library has nothing half done: the next byte begins a message."""
         is_between_frames = not self.protocol.reader.buffer and self._fragments is None
         return is_between_frames and self.protocol.state is State.OPEN
 
