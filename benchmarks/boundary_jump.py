@@ -1,4 +1,4 @@
-"""How far the robot jumps where a new chunk takes over, with and without real-time chunking; and what it costs.
+"""How far the robot jumps where a new chunk takes over, with and without real-time chunking, and its cost.
 
 Run from the repository root: `python -m benchmarks.boundary_jump --checkpoint random:pi0 --backend triton
 [--modes guided_identity] [--out FILE.json] [--plot FILE.png]`. The jump is the distance between the first
@@ -33,7 +33,7 @@ STAGES = ("vision_ms", "prefix_ms", "denoise_ms")
 
 
 def smooth_noise(random: np.random.Generator, horizon: int, width: int) -> npt.NDArray[np.float32]:
-    """Noise of mean 0 and variance 1 in every element `[horizon, width]` that changes slowly along a chunk."""
+    """Noise `[horizon, width]` of mean 0 and variance 1 everywhere that changes slowly along a chunk."""
     knots = random.standard_normal((KNOTS, width))
     position = np.linspace(0, KNOTS - 1, horizon)
     left = np.minimum(position.astype(int), KNOTS - 2)

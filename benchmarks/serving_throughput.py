@@ -1,9 +1,9 @@
-"""What lock-step robots get from a daemon: requests per second and waits, by schedule and by number of robots.
+"""What lock-step robots get from a daemon: requests per second and waits, by schedule and robots.
 
-Run from the repository root: `python -m benchmarks.serving_throughput --checkpoint random:pi05 --backend triton
-[--devices 0,1] [--robots 1,2,4,8] [--out FILE.json]`. Each robot is a process of its own, sends two raw
-224x224 images and waits for its chunk. The schedules: `together` may compute requests in batches, and
-prepares the next ones meanwhile; `one by one` computes each request alone, in the order in which they came.
+Run from the repository root: `python -m benchmarks.serving_throughput --checkpoint random:pi05
+--backend triton [--devices 0,1] [--robots 1,2,4,8] [--out FILE.json]`. Each robot is a process of its own,
+sends two raw 224x224 images and waits for its chunk. The schedules: `together` may compute requests in
+batches, and prepares the next ones meanwhile; `one by one` computes each request alone.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _show(row: dict[str, Any]) -> None:
     wait = row["wait"]
     print(
         f"{row['devices']:>8}  {row['schedule']:>10}  {row['robots']:3} robots  "
-        f"{row['requests_per_s']:7.1f} requests/s  p50 {wait['p50_ms']:8.2f} ms  p99 {wait['p99_ms']:8.2f} ms",
+        f"{row['requests_per_s']:7.1f} requests/s  p50 {wait['p50_ms']:8.2f}  p99 {wait['p99_ms']:8.2f} ms",
         flush=True,
     )
 

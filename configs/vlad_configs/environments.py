@@ -7,6 +7,7 @@ Request keys, cameras and widths are those of the openpi policies (LIBERO, DROID
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -118,6 +119,14 @@ class Environment:
             _check_camera(observation, camera)
         _check_prompt(observation, optional=prompt_optional, bytes_allowed=self.bytes_prompt)
 
+    def optional_cameras(self, observation: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which of the cameras that may be absent a checked request has: only equal ones share a batch."""
+        return tuple(camera.key for camera in self._optional_cameras if _has(observation, camera))
+
+    @functools.cached_property
+    def _optional_cameras(self) -> tuple[Camera, ...]:
+        return tuple(camera for camera in self.cameras if not camera.required)
+
     def _check_camera_names(self, observation: Mapping[str, Any], parent: str) -> None:
         group = observation.get(parent)
         known = [camera.path[-1] for camera in self.cameras if camera.path[0] == parent]
@@ -130,6 +139,13 @@ class Environment:
             raise ObservationError(
                 f"{parent}/{unknown[0]}", f"one of the cameras {', '.join(known)}", "another name"
             )
+
+
+def _has(observation: Mapping[str, Any], camera: Camera) -> bool:
+    group: Any = observation
+    for part in camera.path[:-1]:
+        group = group[part]
+    return camera.path[-1] in group
 
 
 def _describe(value: Any) -> str:

@@ -25,6 +25,7 @@ class Exchange:
         is_roboarena: True where the reply is RoboArena's.
         decoded: when it was found to be usable.
         request_id: of the dispatcher; None while it is not with it.
+        cameras: which of those that may be absent it has.
         note: why the chunk does not continue the one before, as asked; None where there is nothing to say.
     """
 
@@ -36,6 +37,7 @@ class Exchange:
     is_roboarena: bool = False
     decoded: float = 0.0
     request_id: int | None = None
+    cameras: tuple[str, ...] = ()
     note: str | None = None
 
     @property
@@ -46,7 +48,7 @@ class Exchange:
     @property
     def terms(self) -> Terms:
         """What the scheduler needs to know."""
-        return Terms(self.session, self.received, self.options.slack_s, self.expires)
+        return Terms(self.session, self.received, self.options.slack_s, self.expires, self.cameras)
 
     def message(self, reply: Reply, now: float, previous_total_ms: float | None) -> dict[str, Any]:
         """The reply as a map; the session then knows the chunk."""

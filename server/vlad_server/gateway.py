@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import hmac
 import logging
 from http import HTTPStatus
@@ -76,9 +75,7 @@ class Gateway:
             self._config.host,
             self._config.port,
             process_request=self._process_request,
-            create_connection=functools.partial(
-                PolicyConnection, max_message_bytes=self._config.max_message_bytes
-            ),
+            create_connection=PolicyConnection,
             compression=None,
             server_header=None,
             open_timeout=OPEN_TIMEOUT_S,

@@ -37,7 +37,7 @@ class LargeFrame:
     def __init__(self, length: int, mask: bytes) -> None:
         # Whole words of eight bytes, so that unmasking takes the fast path to the very end.
         self._bytes = np.empty(-(-length // 8) * 8, np.uint8)
-        self._view = memoryview(self._bytes)[:length]
+        self._view = self._bytes.data[:length]
         self._mask = mask
         self._received = 0
 
@@ -47,7 +47,7 @@ class LargeFrame:
         if len(data) < HEADER_BYTES or not data.startswith(_START):
             return None
         length, mask = _LENGTH_AND_MASK.unpack_from(data)
-        return cls(length, mask) if 0 < length <= min(max_bytes, LARGEST_BYTES) else None
+        return cls(length, mask) if 0 < length <= max_bytes else None
 
     def add(self, data: bytes, start: int = 0) -> int:
         """Take what belongs to the frame; returns the index in `data` of what does not."""

@@ -18,7 +18,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import Event, State
 
-from vlad_server.large_frames import HEADER_BYTES, LargeFrame, binary_frame
+from vlad_server.large_frames import HEADER_BYTES, LARGEST_BYTES, LargeFrame, binary_frame
 
 _HEAD, _GET = b"HEAD ", b"GET "
 
@@ -45,16 +45,11 @@ class Receiver(Protocol):
 
 
 class PolicyConnection(ServerConnection):
-    """One websocket of the policy port.
+    """One websocket of the policy port."""
 
-    Args:
-        max_message_bytes: the library's limit as well.
-        args, options: the library's.
-    """
-
-    def __init__(self, *args: Any, max_message_bytes: int, **options: Any) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._max_message_bytes = max_message_bytes
+        self._largest_frame = min(self.protocol.max_message_size or LARGEST_BYTES, LARGEST_BYTES)
         self._has_received = False
         self.is_head = False
         self.is_writable = True
@@ -96,7 +91,7 @@ class PolicyConnection(ServerConnection):
                 data = _GET + data[len(_HEAD) :]
         if self._large is not None:
             self._continue_large(self._large, data, 0)
-        elif self._may_begin_frame and (frame := LargeFrame.begin(data, self._max_message_bytes)) is not None:
+        elif self._may_begin_frame and (frame := LargeFrame.begin(data, self._largest_frame)) is not None:
             self._large = frame
             self._continue_large(frame, data, HEADER_BYTES)
         else:

@@ -36,12 +36,14 @@ class Terms:
         received: when it came.
         slack_s: seconds until its robot runs out of actions; None where the robot does not say.
         expires: when its result becomes useless; None for never.
+        shape: only requests with equal ones can be computed together.
     """
 
     session: Hashable
     received: float
     slack_s: float | None = None
     expires: float | None = None
+    shape: Hashable = None
 
     @property
     def due(self) -> float:
@@ -186,8 +188,15 @@ class Scheduler(Generic[Work]):
         return None if entry.terms.expires is None else self._last_start(entry)
 
     def _ready(self, most: int) -> Iterator[_Entry]:
+        """What may be computed now, together with the one whose turn it is."""
+        first = True
+        shape: Hashable = None
         for entry in self._queue:
-            if entry.terms.session not in self._busy_sessions:
+            if entry.terms.session in self._busy_sessions:
+                continue
+            if first:
+                first, shape = False, entry.terms.shape
+            if entry.terms.shape == shape:
                 yield entry
                 most -= 1
                 if not most:
