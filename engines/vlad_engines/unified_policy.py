@@ -43,7 +43,7 @@ ReportProgress = Callable[[str, float], None]
 class UnifiedPolicy:
     """One checkpoint, ready to turn observations into action chunks. Works offline.
 
-    Not thread-safe: all calls come from one thread.
+    Not thread-safe: all calls come from one thread, but for those of `prepare`.
 
     Args:
         checkpoint_dir: openpi PyTorch or LeRobot directory, told apart by content; `demo`; or `random:pi05`
@@ -250,14 +250,44 @@ class UnifiedPolicy:
             ObservationError: for the first one that does not fit.
             EngineError: where the engine failed, or returned non-finite actions.
         """
-        count = len(observations)
-        if count not in self.batch_sizes:
-            raise ConfigError(f"{count} observations at once; this policy takes {list(self.batch_sizes)}")
-        nothing = [None] * count
+        nothing = [None] * len(observations)
         rows = zip(
             observations, noise or nothing, seeds or nothing, chunk_continuations or nothing, strict=True
         )
-        requests = [self._prepare(*row) for row in rows]
+        self._check_count(len(observations))
+        return self.compute([self._prepare(*row) for row in rows])
+
+    def prepare(
+        self,
+        observation: Mapping[str, Any],
+        *,
+        noise: npt.ArrayLike | None = None,
+        seed: int | None = None,
+        chunk_continuation: ChunkContinuation | None = None,
+    ) -> PreparedRequest:
+        """What needs no device, for `compute`. May run in another thread than the rest, one at a time.
+
+        Args:
+            observation, noise, seed, chunk_continuation: as for `infer`; the images may still be read until
+                the chunk is computed.
+
+        Raises:
+            ObservationError: for an observation, noise, seed or continuation that does not fit.
+        """
+        return self._prepare(observation, noise, seed, chunk_continuation)
+
+    def compute(self, requests: Sequence[PreparedRequest]) -> list[dict[str, Any]]:
+        """Compute the chunks of prepared observations together, as many as one of `batch_sizes`.
+
+        Returns:
+            What `infer` would return for each. Stage times are those of the whole batch.
+
+        Raises:
+            ConfigError: for a number of observations that is none of `batch_sizes`.
+            EngineError: where the engine failed, or returned non-finite actions.
+        """
+        count = len(requests)
+        self._check_count(count)
         backend, handed_over = self._backend, time.perf_counter()
         inputs, starts = [request.inputs for request in requests], [request.noise for request in requests]
         if count > 1:
@@ -318,6 +348,10 @@ class UnifiedPolicy:
     def close(self) -> None:
         """Give weights and buffers back; the policy cannot be used afterwards."""
         self._backend.close()
+
+    def _check_count(self, count: int) -> None:
+        if count not in self.batch_sizes:
+            raise ConfigError(f"{count} observations at once; this policy takes {list(self.batch_sizes)}")
 
     def _calibration_inputs(self, path: str | None) -> list[ModelInputs]:
         observations = calibration_observations(path, self._contract.environment)

@@ -99,6 +99,7 @@ class RobotConnection:
         self._allowance = allowance
         self._doctor = doctor
         self._recorder = None if recorder is None else ExchangeRecorder(recorder, readiness)
+        self._robot = config.robot
         self._policy_keys = config.robot.request_keys | POLICY_KEYS
         self._loop = asyncio.get_running_loop()
         self._is_idle = asyncio.Event()
@@ -237,7 +238,7 @@ class RobotConnection:
         self._prepare(exchange)
 
     def _begin_roboarena(
-        self, request: Mapping[str, Any], received: float, message: bytes | bytearray
+        self, request: Mapping[str, Any], received: float, message: bytes | bytearray | memoryview
     ) -> None:
         if roboarena.endpoint_of(request) == "reset":
             self._session.begin_episode()
@@ -279,7 +280,7 @@ class RobotConnection:
             self._begin_stream()
         else:
             self._lock_step = exchange
-        if not has_encoded_images(exchange.observation, self._config.robot):
+        if not has_encoded_images(exchange.observation, self._robot):
             self._submit(exchange)
         elif exchange.session not in self._decoding:
             self._decode_images(exchange)
@@ -316,7 +317,8 @@ class RobotConnection:
         metadata, options = self._readiness.metadata, exchange.options
         observation = exchange.observation
         try:
-            self._config.robot.check(observation, prompt_optional=metadata.get("default_prompt") is not None)
+            self._robot.check(observation, prompt_optional=metadata.get("default_prompt") is not None)
+            exchange.cameras = self._robot.optional_cameras(observation)
             can_continue = bool(metadata.get("vlad", {}).get("rtc"))
             continuation, exchange.note = continuations.resolve(
                 options, exchange.session, supported=can_continue
