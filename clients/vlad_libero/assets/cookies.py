@@ -9,9 +9,7 @@ _HALF = (0.031, 0.043, 0.010)
 
 def cookie_box() -> dict[str, str]:
     """File name to content, for the folder of the object."""
-    root, assets, body = mjcf.object_model(
-        "cookies", bottom=-_HALF[2], top=_HALF[2], radius=(_HALF[0] ** 2 + _HALF[1] ** 2) ** 0.5
-    )
+    root, assets, body = mjcf.object_model("cookies", bottom=-_HALF[2], top=_HALF[2])
     looks = {
         "carton": (0.78, 0.13, 0.12, 1.0),
         "label": (0.95, 0.88, 0.62, 1.0),

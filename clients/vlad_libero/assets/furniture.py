@@ -23,8 +23,7 @@ _WOOD = {"density": 500.0, "friction": (0.8, 0.01, 0.0005)}
 
 def wooden_cabinet() -> dict[str, str]:
     """File name to content, for the folder of articulated objects."""
-    # LIBERO keeps objects this far from the cabinet, also the one in the open drawer.
-    root, assets, body = mjcf.object_model("wooden_cabinet", bottom=-_SUNK, top=_HEIGHT, radius=0.06)
+    root, assets, body = mjcf.object_model("wooden_cabinet", bottom=-_SUNK, top=_HEIGHT)
     mjcf.add(assets, "texture", name="wooden_cabinet_grain", type="2d", file="textures/cabinet_grain.png")
     mjcf.add(
         assets, "material", name="wooden_cabinet_wood_look", texture="wooden_cabinet_grain", specular=0.1
@@ -49,7 +48,7 @@ def wooden_cabinet() -> dict[str, str]:
             body, size=(half_board, _DEPTH, middle), pos=(side * (_WIDTH - half_board), _MIDDLE, middle), **wood
         )
     mjcf.panel(body, size=(_WIDTH, half_board, middle), pos=(0, _MIDDLE + _DEPTH - half_board, middle), **wood)
-    mjcf.region(body, "top_side", (0, 0, _HEIGHT + 0.002), (_WIDTH * 0.8, _DEPTH * 0.8, 0.002))
+    mjcf.region(body, "top_side", (0, 0, _HEIGHT + 0.002), (0.112, 0.090, 0.002))
     for number, level in enumerate(_DRAWERS):
         _add_drawer(body, level, _BOARD + (len(_DRAWERS) - 1 - number) * _DRAWER_STEP)
     return {"wooden_cabinet.xml": mjcf.document(root)}
@@ -126,7 +125,7 @@ _PANEL_X = 0.010
 
 def flat_stove() -> dict[str, str]:
     """File name to content, for the folder of articulated objects."""
-    root, assets, body = mjcf.object_model("flat_stove", bottom=-_SUNK, top=2 * _STOVE[2], radius=0.1)
+    root, assets, body = mjcf.object_model("flat_stove", bottom=-_SUNK, top=2 * _STOVE[2])
     looks = {
         "steel": ((0.62, 0.63, 0.65, 1), 0.5),
         "plate": ((0.10, 0.10, 0.11, 1), 0.3),

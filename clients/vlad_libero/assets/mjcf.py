@@ -11,6 +11,11 @@ Element = ElementTree.Element
 # Groups as robosuite reads them: 0 collides and has mass, 1 is seen.
 _COLLISION, _VISUAL = "0", "1"
 
+# LIBERO draws a place from a square of 2 cm narrowed by this radius on each side, which turns it
+# inside out: places spread by this radius less 1 cm. The suite's initial states spread by 1.5 cm;
+# demonstrations shall cover that, so theirs spread by 2 cm.
+_PLACEMENT_RADIUS = 0.03
+
 
 def add(parent: Element, tag: str, **attributes: object) -> Element:
     """A new child; numbers and sequences of numbers are written the way MuJoCo reads them."""
@@ -30,24 +35,19 @@ def solid(parent: Element, **attributes: object) -> Element:
 
 
 def panel(parent: Element, **attributes: object) -> None:
-    """A box that is seen as it collides.
-
-    The visible one lies 0.1 mm further out: robosuite's renderer draws both groups, and of two faces
-    in one place it would show stripes.
-    """
+    """A box that is seen as it collides."""
     seen = {name: value for name, value in attributes.items() if name not in {"density", "friction"}}
     solid(parent, **{name: value for name, value in attributes.items() if name != "material"})
     visual(parent, **seen)
 
 
-def object_model(name: str, *, bottom: float, top: float, radius: float) -> tuple[Element, Element, Element]:
+def object_model(name: str, *, bottom: float, top: float) -> tuple[Element, Element, Element]:
     """The frame that robosuite expects of an object.
 
     Args:
         name: of the model.
         bottom: height of its lowest point over its origin, metres.
         top: of its highest.
-        radius: of the circle around the origin that holds it.
 
     Returns:
         The document, its assets and the body that takes geoms.
@@ -59,7 +59,7 @@ def object_model(name: str, *, bottom: float, top: float, radius: float) -> tupl
     marks = {
         "bottom_site": (0, 0, bottom),
         "top_site": (0, 0, top),
-        "horizontal_radius_site": (radius, 0, 0),
+        "horizontal_radius_site": (_PLACEMENT_RADIUS, 0, 0),
     }
     for site, position in marks.items():
         add(outer, "site", name=site, pos=position, size=0.002, rgba=(0, 0, 0, 0))

@@ -45,7 +45,7 @@ class Turned:
 
     def files(self) -> dict[str, str]:
         """File name to content, for the folder of the object."""
-        root, assets, body = mjcf.object_model(self.name, bottom=0.0, top=self.height, radius=self.rim)
+        root, assets, body = mjcf.object_model(self.name, bottom=0.0, top=self.height)
         shapes = {"body": (self._profile(), self.colour), "trim": (self._band(), self.trim)}
         files = {}
         for part, (profile, colour) in shapes.items():
