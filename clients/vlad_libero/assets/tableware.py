@@ -21,7 +21,7 @@ class Turned:
         rim: outer radius at the top.
         height: of the rim over the bottom.
         wall: thickness of wall and bottom.
-        belly: how the wall rises: 1 straight, above 1 first outwards and then up.
+        shoulder: share of the height above which the wall stands upright, so that fingers hold it flat.
         density: of wall and bottom, kg/m^3.
         colour: of the vessel, RGBA in 0..1.
         trim: colour of the band along the rim.
@@ -33,7 +33,7 @@ class Turned:
     rim: float
     height: float
     wall: float
-    belly: float
+    shoulder: float
     density: float
     colour: tuple[float, float, float, float]
     trim: tuple[float, float, float, float]
@@ -41,7 +41,8 @@ class Turned:
 
     def outer_radius(self, height: float) -> float:
         """Outer radius at a height, metres."""
-        return self.foot + (self.rim - self.foot) * (height / self.height) ** (1 / self.belly)
+        rise = min(1.0, height / (self.height * self.shoulder))
+        return self.foot + (self.rim - self.foot) * (1 - math.cos(math.pi * rise)) / 2
 
     def files(self) -> dict[str, str]:
         """File name to content, for the folder of the object."""
@@ -95,7 +96,7 @@ class Turned:
         mjcf.solid(
             body, type="cylinder", size=(self.foot, self.wall / 2), pos=(0, 0, self.wall / 2), **contact
         )
-        levels = self._heights(self.wall, 3)
+        levels = self._heights(self.wall, 4)
         for low, high in zip(levels, levels[1:]):
             inner, outer = self.outer_radius(low), self.outer_radius(high)
             lean = math.atan2(outer - inner, high - low)
@@ -118,11 +119,11 @@ class Turned:
 
 BOWL = Turned(
     name="akita_black_bowl",
-    foot=0.027,
+    foot=0.028,
     rim=0.054,
     height=0.052,
     wall=0.0045,
-    belly=1.7,
+    shoulder=0.72,
     density=900.0,
     colour=(0.055, 0.055, 0.065, 1.0),
     trim=(0.16, 0.16, 0.18, 1.0),
@@ -130,11 +131,11 @@ BOWL = Turned(
 )
 PLATE = Turned(
     name="plate",
-    foot=0.048,
-    rim=0.070,
-    height=0.015,
+    foot=0.040,
+    rim=0.060,
+    height=0.013,
     wall=0.005,
-    belly=0.7,
+    shoulder=1.0,
     density=2000.0,
     colour=(0.93, 0.92, 0.89, 1.0),
     trim=(0.72, 0.22, 0.17, 1.0),
@@ -146,7 +147,7 @@ RAMEKIN = Turned(
     rim=0.043,
     height=0.042,
     wall=0.005,
-    belly=1.2,
+    shoulder=0.5,
     density=1500.0,
     colour=(0.91, 0.89, 0.84, 1.0),
     trim=(0.45, 0.30, 0.20, 1.0),
