@@ -154,7 +154,7 @@ class Expert:
         away = hand.position - (bowl + self._grasp.offset)
         sideways = float(np.linalg.norm(away[:2]))
         if self._phase is Phase.APPROACH:
-            if np.linalg.norm(away - (0, 0, settings.hover)) < 0.015:
+            if np.linalg.norm(away - _up(settings.hover)) < 0.015:
                 self._enter(Phase.DESCEND, hand)
         elif self._phase is Phase.DESCEND:
             if (abs(away[2]) < 0.006 and sideways < 0.008) or steps > 30:
@@ -179,7 +179,7 @@ class Expert:
         settings, phase = self._settings, self._phase
         rim = bowl + self._grasp.offset
         if phase is Phase.APPROACH:
-            target = rim + (0, 0, settings.hover)
+            target = rim + _up(settings.hover)
             if np.linalg.norm((hand.position - target)[:2]) > 0.05:
                 target[2] = max(target[2], settings.travel_height)
             return target, 1.0, _OPEN
@@ -188,17 +188,17 @@ class Expert:
         if phase is Phase.CLOSE:
             return self._held, 1.0, _CLOSED
         if phase is Phase.LIFT:
-            return self._held + (0, 0, settings.lift), 1.0, _CLOSED
+            return self._held + _up(settings.lift), 1.0, _CLOSED
         above = hand.position - bowl
         if phase is Phase.CARRY:
             # Not lower than it was lifted: something may stand on the way.
             height = max(self._held[2], plate[2] + settings.clearance + above[2])
             return np.array([plate[0] + above[0], plate[1] + above[1], height]), 0.8, _CLOSED
         if phase is Phase.LOWER:
-            return plate + (0, 0, -0.01) + above, 1.0 if bowl[2] - plate[2] > 0.08 else 0.4, _CLOSED
+            return plate - _up(0.01) + above, 1.0 if bowl[2] - plate[2] > 0.08 else 0.4, _CLOSED
         if phase is Phase.RELEASE:
             return self._held, 1.0, _OPEN
-        return self._held + (0, 0, 0.15), 1.0, _OPEN
+        return self._held + _up(0.15), 1.0, _OPEN
 
 
 def choose_grasp(scene: Scene, bowl: str, settings: ExpertSettings, deeper: float = 0.0) -> Grasp:
@@ -232,6 +232,10 @@ def rotation_between(present: Vector, wanted: Vector) -> Vector:
     axis = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]])
     length = float(np.linalg.norm(axis))
     return axis * (angle / length) if length > 1e-6 else np.zeros(3)
+
+
+def _up(height: float) -> Vector:
+    return np.array([0.0, 0.0, height])
 
 
 def _cabinet(scene: Scene) -> Vector | None:

@@ -18,7 +18,12 @@ def cookie_box() -> dict[str, str]:
     for name, colour in looks.items():
         mjcf.add(assets, "material", name=f"cookies_{name}_look", rgba=colour, specular=0.2, shininess=0.2)
     mjcf.panel(
-        body, type="box", size=_HALF, material="cookies_carton_look", density=300.0, friction=(1.0, 0.01, 0.0005)
+        body,
+        type="box",
+        size=_HALF,
+        material="cookies_carton_look",
+        density=300.0,
+        friction=(1.0, 0.01, 0.0005),
     )
     top = _HALF[2] + 0.0003
     mjcf.visual(body, type="box", size=(0.020, 0.030, 0.0003), pos=(0, 0, top), material="cookies_label_look")

@@ -36,18 +36,21 @@ def wooden_cabinet() -> dict[str, str]:
         rgba=(0.82, 0.78, 0.74, 1),
         specular=0.1,
     )
-    mjcf.add(
-        assets, "material", name="wooden_cabinet_metal_look", rgba=(0.75, 0.75, 0.78, 1), specular=0.8
-    )
+    mjcf.add(assets, "material", name="wooden_cabinet_metal_look", rgba=(0.75, 0.75, 0.78, 1), specular=0.8)
     wood = {"type": "box", "material": "wooden_cabinet_wood_look", **_WOOD}
     half_board, middle = _BOARD / 2, _HEIGHT / 2
     for height in (half_board, _HEIGHT - half_board):
         mjcf.panel(body, size=(_WIDTH, _DEPTH, half_board), pos=(0, _MIDDLE, height), **wood)
     for side in (-1, 1):
         mjcf.panel(
-            body, size=(half_board, _DEPTH, middle), pos=(side * (_WIDTH - half_board), _MIDDLE, middle), **wood
+            body,
+            size=(half_board, _DEPTH, middle),
+            pos=(side * (_WIDTH - half_board), _MIDDLE, middle),
+            **wood,
         )
-    mjcf.panel(body, size=(_WIDTH, half_board, middle), pos=(0, _MIDDLE + _DEPTH - half_board, middle), **wood)
+    mjcf.panel(
+        body, size=(_WIDTH, half_board, middle), pos=(0, _MIDDLE + _DEPTH - half_board, middle), **wood
+    )
     mjcf.region(body, "top_side", (0, 0, _HEIGHT + 0.002), (0.112, 0.090, 0.002))
     for number, level in enumerate(_DRAWERS):
         _add_drawer(body, level, _BOARD + (len(_DRAWERS) - 1 - number) * _DRAWER_STEP)
@@ -87,7 +90,9 @@ def _add_drawer(cabinet: mjcf.Element, level: str, floor: float) -> None:
             pos=(side * (inside - thin), _MIDDLE, wall_middle),
             **wood,
         )
-    mjcf.panel(body, size=(inside, thin, _DRAWER_WALL / 2), pos=(0, _MIDDLE + depth - thin, wall_middle), **wood)
+    mjcf.panel(
+        body, size=(inside, thin, _DRAWER_WALL / 2), pos=(0, _MIDDLE + depth - thin, wall_middle), **wood
+    )
     mjcf.panel(
         body,
         size=(_WIDTH - 0.002, 0.004, _DRAWER_STEP / 2 - 0.002),
@@ -136,9 +141,7 @@ def flat_stove() -> dict[str, str]:
     for name, (colour, shine) in looks.items():
         mjcf.add(assets, "material", name=f"flat_stove_{name}_look", rgba=colour, specular=shine)
     metal = {"type": "box", "density": 2000.0, "friction": (0.8, 0.01, 0.0005)}
-    mjcf.panel(
-        body, size=_STOVE, pos=(_BURNER_X, 0, _STOVE[2]), material="flat_stove_steel_look", **metal
-    )
+    mjcf.panel(body, size=_STOVE, pos=(_BURNER_X, 0, _STOVE[2]), material="flat_stove_steel_look", **metal)
     mjcf.panel(
         body,
         size=(0.036, _STOVE[1], _STOVE[2] * 0.8),

@@ -46,9 +46,7 @@ def revolve(profile: Sequence[tuple[float, float]], segments: int = 28) -> Mesh:
     """
     points = np.asarray(profile, np.float64)
     if len(points) < 2 or segments < 3:
-        raise ValueError(
-            f"a surface needs two points and three segments, not {len(points)} and {segments}"
-        )
+        raise ValueError(f"a surface needs two points and three segments, not {len(points)} and {segments}")
     angles = np.linspace(0, 2 * np.pi, segments + 1)
     around = np.stack([np.cos(angles), np.sin(angles)], axis=1)  # [segments + 1, 2]
     radial, height = _profile_normals(points)

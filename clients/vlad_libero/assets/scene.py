@@ -19,7 +19,7 @@ _CAMERAS = {
 
 def tabletop_scene() -> str:
     """The document of `scenes/libero_tabletop_base_style.xml`."""
-    root = mjcf.ElementTree.Element("mujoco", {"model": "tabletop"})
+    root = mjcf.Element("mujoco", {"model": "tabletop"})
     assets = mjcf.add(root, "asset")
     mjcf.add(
         assets,
@@ -56,31 +56,31 @@ def tabletop_scene() -> str:
         world, "geom", name="floor", type="plane", size=(3, 3, 0.1), group=1, condim=3, material="floorplane"
     )
     for name, pos, quat in (
-        ("wall_back", (-1.6, 0, 1.5), (0.5, 0.5, 0.5, 0.5)),
-        ("wall_left", (0, 2.4, 1.5), (0.7071, 0.7071, 0, 0)),
-        ("wall_right", (0, -2.4, 1.5), (0.7071, -0.7071, 0, 0)),
+        ("wall_back", (-1.6, 0.0, 1.5), (0.5, 0.5, 0.5, 0.5)),
+        ("wall_left", (0.0, 2.4, 1.5), (0.7071, 0.7071, 0.0, 0.0)),
+        ("wall_right", (0.0, -2.4, 1.5), (0.7071, -0.7071, 0.0, 0.0)),
     ):
         mjcf.visual(
             world, name=name, type="plane", size=(3, 2, 0.01), pos=pos, quat=quat, material="walls_mat"
         )
     _add_table(world)
-    for pos, direction, strength in (
-        ((1.2, 1.2, 3.5), (-0.3, -0.3, -1), 0.35),
-        ((0.8, -1.6, 3.5), (-0.2, 0.4, -1), 0.25),
-        ((3.0, 0.5, 1.8), (-1, -0.25, -0.2), 0.35),
+    for source, direction, strength in (
+        ((1.2, 1.2, 3.5), (-0.3, -0.3, -1.0), 0.35),
+        ((0.8, -1.6, 3.5), (-0.2, 0.4, -1.0), 0.25),
+        ((3.0, 0.5, 1.8), (-1.0, -0.25, -0.2), 0.35),
     ):
         mjcf.add(
             world,
             "light",
-            pos=pos,
+            pos=source,
             dir=direction,
             directional="true",
             castshadow="false",
             diffuse=(strength,) * 3,
             specular=(0.15,) * 3,
         )
-    for name, (pos, quat) in _CAMERAS.items():
-        mjcf.add(world, "camera", name=name, mode="fixed", pos=pos, quat=quat)
+    for camera, (place, turn) in _CAMERAS.items():
+        mjcf.add(world, "camera", name=camera, mode="fixed", pos=place, quat=turn)
     return mjcf.document(root)
 
 

@@ -7,6 +7,7 @@ import math
 
 from vlad_libero.assets import mjcf
 from vlad_libero.assets.mesh import revolve
+import itertools
 
 _SIDES = 16
 
@@ -71,7 +72,13 @@ class Turned:
             (self.outer_radius(max(0.0, z - self.wall / 2)) - self.wall, z)
             for z in reversed(self._heights(self.wall, 8))
         ]
-        return [(0.0, 0.0), *outside, (self.rim - self.wall / 2, self.height + 0.0008), *inside, (0.0, self.wall)]
+        return [
+            (0.0, 0.0),
+            *outside,
+            (self.rim - self.wall / 2, self.height + 0.0008),
+            *inside,
+            (0.0, self.wall),
+        ]
 
     def _band(self) -> list[tuple[float, float]]:
         """A skin on the rim, a hair outside of it."""
@@ -97,7 +104,7 @@ class Turned:
             body, type="cylinder", size=(self.foot, self.wall / 2), pos=(0, 0, self.wall / 2), **contact
         )
         levels = self._heights(self.wall, 4)
-        for low, high in zip(levels, levels[1:]):
+        for low, high in itertools.pairwise(levels):
             inner, outer = self.outer_radius(low), self.outer_radius(high)
             lean = math.atan2(outer - inner, high - low)
             length = math.hypot(outer - inner, high - low)

@@ -65,4 +65,4 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _coloured(shade: npt.NDArray[np.float64], colour: tuple[float, float, float]) -> Image:
-    return (255 * np.clip(shade[..., None] * np.asarray(colour), 0, 1)).astype(np.uint8)
+    return np.asarray(255 * np.clip(shade[..., None] * np.asarray(colour), 0, 1), np.uint8)

@@ -70,7 +70,7 @@ class EpisodeRecorder:
         action: npt.NDArray[np.float64],
     ) -> None:
         """Add what was seen and what the robot was told."""
-        for files, image in zip(self._images, images):
+        for files, image in zip(self._images, images, strict=True):
             files.append(encode_jpeg(image))
         self._side = images[0].shape[0]
         self._states.append(np.asarray(state, np.float32))
@@ -110,7 +110,7 @@ def save_episode(path: pathlib.Path, episode: Episode) -> None:
             json.dumps({"prompt": episode.prompt, "side": episode.side, "origin": episode.origin})
         ),
     }
-    for name, files in zip(IMAGES, episode.images):
+    for name, files in zip(IMAGES, episode.images, strict=True):
         arrays[f"{name}.bytes"] = np.frombuffer(b"".join(files), np.uint8)
         arrays[f"{name}.sizes"] = np.array([len(file) for file in files])
     partial = path.with_suffix(".partial")
@@ -144,4 +144,4 @@ def load_episode(path: pathlib.Path) -> Episode:
 
 def _split(content: bytes, sizes: npt.NDArray[np.int64]) -> tuple[bytes, ...]:
     ends = np.cumsum(sizes)
-    return tuple(content[end - size : end] for end, size in zip(ends, sizes))
+    return tuple(content[end - size : end] for end, size in zip(ends, sizes, strict=True))

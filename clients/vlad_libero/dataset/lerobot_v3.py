@@ -105,7 +105,7 @@ class _Writer:
         task = self._tasks.setdefault(episode.prompt, len(self._tasks))
         index = np.arange(self._frames, self._frames + frames)
         columns = {
-            **{name: _image_column(files) for name, files in zip(IMAGES, episode.images)},
+            **{name: _image_column(files) for name, files in zip(IMAGES, episode.images, strict=True)},
             STATE: _vector_column(episode.states),
             ACTION: _vector_column(episode.actions),
             "timestamp": pa.array((np.arange(frames) / FPS).astype(np.float32)),
@@ -116,7 +116,7 @@ class _Writer:
         }
         self._numbers[STATE].append(episode.states)
         self._numbers[ACTION].append(episode.actions)
-        for name, files in zip(IMAGES, episode.images):
+        for name, files in zip(IMAGES, episode.images, strict=True):
             self._pixels[name].extend(_pixels(file) for file in files[::_IMAGE_STRIDE])
         self._rows.append(
             {
@@ -216,7 +216,7 @@ _TASKS_INDEX = {
 def _features(side: int) -> dict[str, Any]:
     image = {"dtype": "image", "shape": [side, side, 3], "names": ["height", "width", "channel"]}
     return {
-        **{name: image for name in IMAGES},
+        **dict.fromkeys(IMAGES, image),
         STATE: {"dtype": "float32", "shape": [len(STATE_NAMES)], "names": list(STATE_NAMES)},
         ACTION: {"dtype": "float32", "shape": [len(ACTION_NAMES)], "names": list(ACTION_NAMES)},
         "timestamp": {"dtype": "float32", "shape": [1], "names": None},

@@ -51,7 +51,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
         raise ValueError(f"counts must not be negative: {only_first}, {only_second}")
     differing = only_first + only_second
     tail = sum(math.comb(differing, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**differing)
+    return float(min(1.0, 2 * tail / 2**differing))
 
 
 def discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
@@ -62,5 +62,5 @@ def discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]
     """
     if len(first) != len(second):
         raise ValueError(f"paired runs have the same length, not {len(first)} and {len(second)}")
-    pairs = list(zip(first, second))
+    pairs = list(zip(first, second, strict=True))
     return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)

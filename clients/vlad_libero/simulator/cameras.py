@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,8 @@ class Cameras:
             thin_drawn_meshes(model)
         self._model = model
         self._renderer = mujoco.Renderer(model, rendering.side, rendering.side)
+        # Also at exit, and there before EGL shuts down: the renderer's own destructor comes too late.
+        self._close = weakref.finalize(self, self._renderer.close)
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0
 
@@ -88,7 +91,7 @@ class Cameras:
 
     def close(self) -> None:
         """Give the graphics memory back."""
-        self._renderer.close()
+        self._close()
 
     def _sent(self, picture: Image) -> Image:
         mirrored = np.ascontiguousarray(picture[:, ::-1])

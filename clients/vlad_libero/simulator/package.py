@@ -18,7 +18,8 @@ from vlad_libero.errors import SimulatorMissingError
 AssetChoice = Literal["auto", "procedural", "official"]
 
 INSTALL_HINT = (
-    "install it with: pip install 'vlad[libero]' && pip install --no-deps hf-libero==0.1.4 robosuite==1.4.0 bddl==1.0.1"
+    "install it with: pip install 'vlad[libero]' && "
+    "pip install --no-deps hf-libero==0.1.4 robosuite==1.4.0 bddl==1.0.1"
 )
 CACHE_VARIABLE = "VLAD_CACHE_DIR"
 
@@ -40,7 +41,9 @@ class AssetTree:
 
 def is_installed() -> bool:
     """True where every package of the simulator can be found; imports none of them."""
-    return all(importlib.util.find_spec(name) is not None for name in ("libero", "robosuite", "bddl", "mujoco"))
+    return all(
+        importlib.util.find_spec(name) is not None for name in ("libero", "robosuite", "bddl", "mujoco")
+    )
 
 
 def libero_directory() -> pathlib.Path:

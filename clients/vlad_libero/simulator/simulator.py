@@ -185,7 +185,7 @@ def rotation_vector(x: float, y: float, z: float, w: float) -> Vector:
     sine = float(np.sqrt(1 - w * w))
     if np.isclose(sine, 0):
         return np.zeros(3)
-    return np.array([x, y, z]) * 2 * np.arccos(w) / sine
+    return np.asarray(np.array([x, y, z]) * 2 * np.arccos(w) / sine)
 
 
 def _quaternion(wxyz: Any) -> tuple[float, float, float, float]:

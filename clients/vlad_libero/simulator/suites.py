@@ -1,4 +1,7 @@
-"""The suites of LIBERO: tasks, instructions, fixed initial states. Imports neither torch nor the simulator."""
+"""The suites of LIBERO: tasks, instructions, fixed initial states.
+
+Imports neither torch nor the simulator.
+"""
 
 from __future__ import annotations
 
