@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 from vlad_libero.assets import mjcf
 from vlad_libero.assets.mesh import revolve
-import itertools
 
 _SIDES = 16
 

@@ -16,7 +16,7 @@ from vlad_libero.dataset.episode import load_episode
 from vlad_libero.dataset.lerobot_v3 import write_dataset
 from vlad_libero.errors import LiberoError
 from vlad_libero.evaluation.playing import Playing
-from vlad_libero.evaluation.plot import plot_success
+from vlad_libero.evaluation.plot import distinct_parts, plot_success
 from vlad_libero.evaluation.protocol import QUICK_TASKS, QUICK_TRIALS, Protocol
 from vlad_libero.evaluation.results import SUMMARY_FILE, EpisodeLog, EpisodeResult, summarise, write_summary
 from vlad_libero.evaluation.run import EpisodeJob, Server, run_jobs
@@ -75,7 +75,10 @@ def _run(options: argparse.Namespace, command: str) -> int:
     write_summary(options.out / SUMMARY_FILE, summary)
     print(table(summary))
     if options.plot:
-        rows = [(f"{row['task']} {row['prompt'][:48]}", row) for row in summary["per_task"]]
+        labels = distinct_parts([row["prompt"] for row in summary["per_task"]])
+        rows = [
+            (f"{row['task']}: {label}", row) for label, row in zip(labels, summary["per_task"], strict=True)
+        ]
         plot_success(options.out / "success.png", [*rows, ("all", summary)])
     if options.record:
         _write_recording(options.out, jobs)

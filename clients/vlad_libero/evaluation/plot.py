@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from typing import Any, Mapping, Sequence
 
@@ -32,3 +33,14 @@ def plot_success(path: pathlib.Path, rows: Sequence[tuple[str, Mapping[str, Any]
     axes.set_xlabel("success, with 95 % Wilson intervals")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
+
+
+def distinct_parts(texts: Sequence[str]) -> list[str]:
+    """The texts without the words that all of them begin and end with; a single text stays as it is."""
+    if len(set(texts)) < 2:
+        return list(texts)
+    words = [text.split() for text in texts]
+    start = len(os.path.commonprefix(words))
+    rest = [parts[start:] for parts in words]
+    end = len(os.path.commonprefix([parts[::-1] for parts in rest]))
+    return [" ".join(parts[: len(parts) - end]) for parts in rest]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
 import pathlib
@@ -111,4 +112,6 @@ def _simulator(protocol: Protocol, assets: AssetTree, task: int) -> Simulator:
 
 @functools.lru_cache(maxsize=1)
 def _client(server: Server) -> WebsocketClientPolicy:
-    return server.connect()
+    client = server.connect()
+    atexit.register(client.close)
+    return client

@@ -12,8 +12,7 @@ from vlad_libero.evaluation.statistics import discordant, mcnemar_exact
 def table(summary: Mapping[str, Any]) -> str:
     """Success per task and over all, with 95 % intervals."""
     lines = [f"{'task':>4}  {'success':>9}  {'rate':>6}  {'95 % interval':>15}  instruction"]
-    for row in summary["per_task"]:
-        lines.append(f"{row['task']:>4}  {_numbers(row)}  {row['prompt']}")
+    lines += [f"{row['task']:>4}  {_numbers(row)}  {row['prompt']}" for row in summary["per_task"]]
     lines.append(f"{'all':>4}  {_numbers(summary)}")
     if summary["episodes"]:
         lines.append(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
-import weakref
 from typing import Any
 
 import numpy as np
@@ -61,8 +61,8 @@ class Cameras:
             thin_drawn_meshes(model)
         self._model = model
         self._renderer = mujoco.Renderer(model, rendering.side, rendering.side)
-        # Also at exit, and there before EGL shuts down: the renderer's own destructor comes too late.
-        self._close = weakref.finalize(self, self._renderer.close)
+        # EGL shuts down at exit before the renderer's own destructor, which then complains.
+        atexit.register(self.close)
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0
 
@@ -91,7 +91,8 @@ class Cameras:
 
     def close(self) -> None:
         """Give the graphics memory back."""
-        self._close()
+        atexit.unregister(self.close)
+        self._renderer.close()
 
     def _sent(self, picture: Image) -> Image:
         mirrored = np.ascontiguousarray(picture[:, ::-1])
