@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,9 @@ class Script:
         return {"actions": np.stack([rows, np.ones(self._rows)], axis=1), "chunk_id": len(self.requests)}
 
 
-def _played(script: Script, steps: int, replan: int, delay: int = 0, mode: PlayMode = "lockstep") -> list[float]:
+def _played(
+    script: Script, steps: int, replan: int, delay: int = 0, mode: PlayMode = "lockstep"
+) -> list[float]:
     player = Player(Playing(replan, delay, mode), script.infer, HOLD)
     return [float(player.next()[0]) for _ in range(steps)]
 

@@ -23,7 +23,13 @@ from vlad_libero.evaluation.table import compare, table
 
 PROTOCOL = Protocol(tasks=(0, 1), trials=2)
 PROMPTS = {0: "pick this", 1: "pick that"}
-RUN = {"backend": "pytorch", "precision": "fp32", "steps": 10, "variant": "lockstep", "command": "eval_libero"}
+RUN = {
+    "backend": "pytorch",
+    "precision": "fp32",
+    "steps": 10,
+    "variant": "lockstep",
+    "command": "eval_libero",
+}
 
 
 def _result(task: int, trial: int, success: bool) -> EpisodeResult:
