@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import pathlib
 from typing import Any, Mapping, Sequence
 
@@ -40,7 +40,13 @@ def distinct_parts(texts: Sequence[str]) -> list[str]:
     if len(set(texts)) < 2:
         return list(texts)
     words = [text.split() for text in texts]
-    start = len(os.path.commonprefix(words))
+    start = _shared(words)
     rest = [parts[start:] for parts in words]
-    end = len(os.path.commonprefix([parts[::-1] for parts in rest]))
+    end = _shared([parts[::-1] for parts in rest])
     return [" ".join(parts[: len(parts) - end]) for parts in rest]
+
+
+def _shared(words: Sequence[Sequence[str]]) -> int:
+    """How many words all lists begin with."""
+    columns = zip(*words, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
