@@ -32,8 +32,10 @@ def in_processes(function: Callable[[Item], Result], items: Sequence[Item], work
     """
     for name in _ONE_THREAD:
         os.environ.setdefault(name, "1")
+    if not items:
+        return
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(items)) or 1, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(items)), context) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
             for future in concurrent.futures.as_completed(futures):

@@ -19,6 +19,7 @@ class ProgressLine:
         self._label, self._total = label, total
         self._stream = sys.stderr if stream is None else stream
         self._done, self._note = 0, ""
+        self._shown = -1  # What the last line in a file said.
         self._started = self._written = time.monotonic()
 
     def advance(self, note: str = "") -> None:
@@ -29,7 +30,7 @@ class ProgressLine:
             self._stream.write("\r" + self._line(now))
             self._stream.flush()
         elif now - self._written >= _FILE_INTERVAL_S:
-            self._written = now
+            self._written, self._shown = now, self._done
             self._stream.write(self._line(now) + "\n")
             self._stream.flush()
 
@@ -42,6 +43,8 @@ class ProgressLine:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self._stream.isatty() and self._shown == self._done:
+            return
         start = "\r" if self._stream.isatty() else ""
         self._stream.write(start + self._line(time.monotonic()) + "\n")
         self._stream.flush()

@@ -22,7 +22,10 @@ from vlad_libero.dataset.episode import (
     save_episode,
 )
 from vlad_libero.dataset.lerobot_v3 import write_dataset
+from vlad_libero.demos.demonstration import DemoJob, DemoSettings
+from vlad_libero.demos.generate import batches
 from vlad_libero.errors import DatasetError
+from vlad_libero.simulator.package import AssetTree
 
 
 def _episode(seed: int, frames: int, prompt: str = "pick this") -> Episode:
@@ -121,3 +124,25 @@ def test_nothing_is_left_of_a_dataset_that_failed(tmp_path: pathlib.Path) -> Non
     with pytest.raises(DatasetError, match="at least one episode"):
         write_dataset(tmp_path / "set", [])
     assert not (tmp_path / "set").exists()
+
+
+def _jobs(tasks: int, each: int) -> list[DemoJob]:
+    settings = DemoSettings(AssetTree("procedural", pathlib.Path("assets")))
+    return [
+        DemoJob(settings, task, number, pathlib.Path(f"{task}-{number}"))
+        for task in range(tasks)
+        for number in range(each)
+    ]
+
+
+def test_batches_hold_one_task_each_and_take_turns() -> None:
+    jobs = _jobs(tasks=3, each=25)
+    made = batches(jobs, workers=2)
+    assert sorted((job for batch in made for job in batch.jobs), key=jobs.index) == jobs
+    assert all(len({job.task for job in batch.jobs}) == 1 for batch in made)
+    assert [batch.jobs[0].task for batch in made[:4]] == [0, 1, 2, 0]
+
+
+def test_many_processes_get_small_batches() -> None:
+    assert {len(batch.jobs) for batch in batches(_jobs(tasks=2, each=4), workers=8)} == {1}
+    assert batches([], workers=8) == []

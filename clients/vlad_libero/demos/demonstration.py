@@ -79,6 +79,19 @@ class DemoJob:
 
 
 @dataclasses.dataclass(frozen=True)
+class DemoBatch:
+    """Demonstrations of one task that a process makes in a row, since building its scene takes seconds.
+
+    Attributes:
+        jobs: all of one task.
+        end_time: as of `time.time()`, after which no further one is begun; None for no end.
+    """
+
+    jobs: tuple[DemoJob, ...]
+    end_time: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class DemoOutcome:
     """What came of a job.
 
@@ -97,8 +110,18 @@ class DemoOutcome:
     seconds: float
 
 
+def make_batch(batch: DemoBatch) -> list[DemoOutcome]:
+    """Make the demonstrations of a batch, as many as the time allows; runs in any process."""
+    outcomes = []
+    for job in batch.jobs:
+        if batch.end_time is not None and time.time() >= batch.end_time:
+            break
+        outcomes.append(make_demonstration(job))
+    return outcomes
+
+
 def make_demonstration(job: DemoJob) -> DemoOutcome:
-    """Try scenes until the expert succeeds, and keep that episode in a file; runs in any process."""
+    """Try scenes until the expert succeeds, and keep that episode in a file."""
     started = time.monotonic()
     simulator, appearance = _scene(job.settings, job.task)
     for attempt in range(job.settings.attempts):

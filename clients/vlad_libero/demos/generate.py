@@ -6,6 +6,7 @@ import argparse
 import collections
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ from typing import Any, Sequence
 from vlad_libero.arguments import index_list
 from vlad_libero.dataset.episode import load_episode
 from vlad_libero.dataset.lerobot_v3 import write_dataset
-from vlad_libero.demos.demonstration import DemoJob, DemoOutcome, DemoSettings, make_demonstration
+from vlad_libero.demos.demonstration import DemoBatch, DemoJob, DemoOutcome, DemoSettings, make_batch
 from vlad_libero.errors import DatasetError, LiberoError
 from vlad_libero.evaluation.statistics import wilson_interval
 from vlad_libero.processes import in_processes
@@ -28,6 +29,7 @@ from vlad_libero.simulator.suites import suite_tasks
 
 _SETTINGS_FILE = "settings.json"
 _OUTCOMES_FILE = "outcomes.jsonl"
+_BATCH = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +70,8 @@ def _run(options: argparse.Namespace) -> int:
         if task >= len(suite_tasks(settings.suite)):
             raise LiberoError(f"{settings.suite} has no task {task}")
     print(f"generate_demos: {assets.kind} assets in {assets.directory}", flush=True)
-    _make(jobs, parts, options.workers)
+    end_time = None if options.time_limit is None else time.time() + options.time_limit
+    _make(jobs, parts, options.workers, end_time)
     made = [job for job in jobs if job.path.exists()]
     _report(jobs, parts)
     loaders = [functools.partial(load_episode, job.path) for job in made]
@@ -80,20 +83,37 @@ def _run(options: argparse.Namespace) -> int:
         for path in parts.iterdir():
             path.unlink()
         parts.rmdir()
-    return 0 if len(made) == len(jobs) else 1
+    if len(made) < len(jobs):
+        print(f"generate_demos: {len(jobs) - len(made)} demonstrations are missing", file=sys.stderr)
+    return 0 if len(made) == len(jobs) or options.time_limit is not None else 1
 
 
-def _make(jobs: Sequence[DemoJob], parts: pathlib.Path, workers: int) -> None:
+def _make(jobs: Sequence[DemoJob], parts: pathlib.Path, workers: int, end_time: float | None) -> None:
     missing = [job for job in jobs if not job.path.exists()]
     if len(missing) < len(jobs):
         print(f"generate_demos: {len(jobs) - len(missing)} of {len(jobs)} demonstrations exist already")
     started, frames = time.monotonic(), 0
     with ProgressLine("demonstrations", len(missing)) as line, (parts / _OUTCOMES_FILE).open("a") as log:
-        for outcome in in_processes(make_demonstration, missing, workers) if missing else ():
-            log.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
+        for outcomes in in_processes(make_batch, batches(missing, workers, end_time), workers):
+            for outcome in outcomes:
+                log.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
+                frames += outcome.frames
+                line.advance(f"{frames / (time.monotonic() - started):.0f} frames/s")
             log.flush()
-            frames += outcome.frames
-            line.advance(f"{frames / (time.monotonic() - started):.0f} frames/s")
+
+
+def batches(jobs: Sequence[DemoJob], workers: int, end_time: float | None = None) -> list[DemoBatch]:
+    """The jobs in batches of one task each, the tasks taking turns, so that time cut short hits all alike."""
+    size = max(1, min(_BATCH, len(jobs) // max(1, workers)))
+    of_task: dict[int, list[DemoJob]] = collections.defaultdict(list)
+    for job in jobs:
+        of_task[job.task].append(job)
+    rows = [
+        [DemoBatch(tuple(group[start : start + size]), end_time) for start in range(0, len(group), size)]
+        for group in of_task.values()
+    ]
+    turns = itertools.zip_longest(*rows)
+    return [batch for turn in turns for batch in turn if batch is not None]
 
 
 def _report(jobs: Sequence[DemoJob], parts: pathlib.Path) -> None:
@@ -142,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--assets", choices=("auto", "procedural", "official"), default="auto")
     parser.add_argument("--rendering", choices=sorted(RENDERINGS), default="light")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one per core)")
+    parser.add_argument("--time-limit", type=float, help="seconds; the dataset holds what was made by then")
     parser.add_argument("--keep-parts", action="store_true", help="keep the single episodes as well")
     return parser
 
