@@ -23,6 +23,11 @@ from vlad_training.video_frames import VideoFrames
 
 STATE, ACTION = "observation.state", "action"
 
+_ALOHA = {
+    f"images/{name}": f"observation.images.{name}"
+    for name in ("cam_high", "cam_left_wrist", "cam_right_wrist")
+}
+
 CAMERA_FEATURES: Mapping[str, Mapping[str, str]] = {
     "LIBERO": {
         "observation/image": "observation.images.image",
@@ -32,14 +37,8 @@ CAMERA_FEATURES: Mapping[str, Mapping[str, str]] = {
         "observation/exterior_image_1_left": "observation.images.exterior_1_left",
         "observation/wrist_image_left": "observation.images.wrist_left",
     },
-    **dict.fromkeys(
-        ("ALOHA", "ALOHA_SIM"),
-        {
-            "images/cam_high": "observation.images.cam_high",
-            "images/cam_left_wrist": "observation.images.cam_left_wrist",
-            "images/cam_right_wrist": "observation.images.cam_right_wrist",
-        },
-    ),
+    "ALOHA": _ALOHA,
+    "ALOHA_SIM": _ALOHA,
 }
 """For each robot: request key of a camera -> feature of the dataset."""
 

@@ -108,13 +108,9 @@ class RunDirectory:
         file = self.path / METRICS_FILE
         if not file.is_file():
             return
-        kept = []
-        for line in file.read_text("utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] < step:
-                    kept.append(line)
-            except ValueError:
-                break  # the line at which the process died
+        # A line that the process was killed in has no end.
+        lines = [line for line in file.read_text("utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in lines if json.loads(line)["step"] < step]
         file.write_text("".join(f"{line}\n" for line in kept), "utf-8")
 
     def _remove_old(self) -> None:

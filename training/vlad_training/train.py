@@ -1,4 +1,4 @@
-"""The command `train_policy`: trains a named configuration on a dataset; also `python -m vlad_training.train`."""
+"""The command `train_policy`: trains a configuration on a dataset; also `python -m vlad_training.train`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Args:
     log_every: int | None = None
     """Steps between log lines."""
     rtc_max_delay: int | None = None
-    """Train for real-time chunking with up to this many first actions given; must be less than the horizon."""
+    """Train for real-time chunking with up to this many first actions given, fewer than the horizon."""
     seed: int | None = None
     """Of everything that is drawn."""
 

@@ -22,7 +22,7 @@ _EPSILON = 1e-6
 _MAX_TOKENS = 1 << 11
 _RANK_STEPS = (1 << 10) - 1
 _VOTE = _MAX_TOKENS * (_RANK_STEPS + 1)
-"""A token's key, an int64: votes, then its best score in 1024 steps, then the lower index. No two are equal."""
+"""A token's key, an int64: votes, then its best score in 1024 steps, then the lower index; each is unique."""
 
 
 class Selection(NamedTuple):
