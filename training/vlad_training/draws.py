@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlad_configs.training import Augmentation, TrainConfig
+from vlad_configs.training import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +60,6 @@ def draw(config: TrainConfig, step: int, cameras: int, rank: int = 0, world_size
         noise=torch.from_numpy(noise[mine]),
         time=torch.from_numpy(time[mine].astype(np.float32)),
         given=torch.from_numpy(given[mine]),
-        image=_changes(config.augmentation, image[mine]),
+        image=None if config.augmentation is None else torch.from_numpy(image[mine].astype(np.float32)),
         pruning_seed=int(random.integers(2**62)) + rank,
     )
-
-
-def _changes(augmentation: Augmentation | None, image: np.ndarray) -> Tensor | None:  # type: ignore[type-arg]
-    return None if augmentation is None else torch.from_numpy(image.astype(np.float32))

@@ -93,7 +93,8 @@ class FlowMatchingLoss(nn.Module):
         model = self.model
         with torch.autocast(batch.images.device.type, enabled=False):
             pixels = self.pixels(batch.images, draws)
-        images = model.embed_images(pixels).unflatten(0, batch.images.shape[:2]).flatten(1, 2)
+        tokens = model.embed_images(pixels)
+        images = tokens.view(len(batch.images), -1, tokens.shape[-1])
         prompts = model.embed_prompt(batch.tokens)
         lengths = images.shape[1] + batch.token_counts
         positions = None

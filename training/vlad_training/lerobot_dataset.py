@@ -155,7 +155,9 @@ class LeRobotDataset:
     def _vectors(self, table: Any, name: str, width: int) -> npt.NDArray[np.float32]:
         if name not in table.column_names:
             raise DatasetError(f"{self._root}: no feature '{name}'; found: {', '.join(table.column_names)}")
-        flat = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        flat: npt.NDArray[np.float32] = (
+            table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        )
         if table.num_rows == 0 or flat.size != table.num_rows * width:
             raise DatasetError(
                 f"{self._root}: '{name}' must have {width} numbers in every frame for "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -34,12 +34,12 @@ def make_optimizer(parameters: Iterable[Tensor], config: TrainConfig) -> torch.o
 class MovingAverage:
     """Exponential moving average of parameters, float32, begun at their present values."""
 
-    def __init__(self, parameters: dict[str, Tensor], decay: float) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
         self.values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     @torch.no_grad()
-    def update(self, parameters: dict[str, Tensor]) -> None:
+    def update(self, parameters: Mapping[str, Tensor]) -> None:
         """Move towards `parameters` by 1 - decay."""
         targets = [parameters[name].detach() for name in self.values]
         torch._foreach_lerp_(list(self.values.values()), targets, 1 - self.decay)

@@ -64,4 +64,4 @@ def _summary_writer(directory: pathlib.Path, first_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise TrainingError(f"training needs TensorBoard ({error}); pip install 'vlad[train]'") from error
-    return SummaryWriter(str(directory), purge_step=first_step)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(directory), purge_step=first_step)

@@ -122,7 +122,7 @@ class Trainer:
     def _update(self, loss: Tensor, rate: float) -> Tensor:
         """One step of the optimizer; returns the gradient's norm before clipping."""
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(self._trained, self._config.clip_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
