@@ -14,6 +14,7 @@ import torch
 
 from vlad_configs.contract import Contract
 from vlad_configs.errors import ConfigError
+from vlad_configs.pruning import TokenPruning
 from vlad_configs.rtc import ChunkContinuation
 from vlad_engines.backends.base import BackendOptions, Precision
 from vlad_engines.backends.capabilities import Batched, Guided, Overlapped
@@ -58,6 +59,7 @@ class UnifiedPolicy:
         norm_stats: `norm_stats.json`; None for the checkpoint's own.
         default_prompt: for observations without one.
         batch_sizes: how many observations `infer_batch` shall take, for backends that compute batches.
+        token_pruning: fields of `vlad_configs.pruning.TokenPruning`; None keeps all image tokens.
         progress: told the stage of loading and how far it is, 0..1.
 
     Raises:
@@ -82,6 +84,7 @@ class UnifiedPolicy:
         norm_stats: str | None = None,
         default_prompt: str | None = None,
         batch_sizes: Sequence[int] = (1,),
+        token_pruning: Mapping[str, Any] | None = None,
         progress: ReportProgress | None = None,
         **unknown: Any,
     ) -> None:
@@ -109,6 +112,7 @@ class UnifiedPolicy:
             device,
             batch_sizes,
             self._calibration_inputs(calibration) if precision == "fp8" else (),
+            None if token_pruning is None else TokenPruning.from_json(token_pruning),
         )
         report("loading the weights", 0.1)
         weights = open_weights(checkpoint, self._options.device)
@@ -329,6 +333,7 @@ def _backend_options(
     device: str | None,
     batch_sizes: Sequence[int],
     calibration: Sequence[ModelInputs],
+    pruning: TokenPruning | None,
 ) -> BackendOptions:
     steps = checkpoint.contract.num_denoising_steps if num_denoising_steps is None else num_denoising_steps
     if not isinstance(steps, int) or isinstance(steps, bool):
@@ -350,6 +355,7 @@ def _backend_options(
         camera_counts=tuple(range(required, len(cameras) + 1)),
         batch_sizes=sizes,
         calibration=calibration,
+        pruning=pruning,
     )
 
 

@@ -9,7 +9,7 @@ import pathlib
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ SOURCE_SIDE = 28
 
 
 def tiny_training(**changes: object) -> TrainConfig:
-    model = dataclasses.replace(tiny_config("pi05"), vocab_size=512, max_token_len=96, action_dim=32)
+    model = dataclasses.replace(tiny_config("pi05"), vocab_size=512, max_token_len=96, action_dim=8)
     config = TrainConfig(
         openpi_config="pi05_libero_small",
         model=model,
@@ -86,6 +86,15 @@ def forked(work: Callable[[], None]) -> int:
 def losses(run: pathlib.Path) -> dict[int, float]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return {entry["step"]: entry["loss"] for entry in map(json.loads, lines)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads, and OpenMP's threads do not survive a fork."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -173,18 +182,19 @@ def test_old_checkpoints_are_removed_but_for_those_to_keep(tmp_path: pathlib.Pat
 @pytest.mark.slow
 def test_the_daemon_serves_what_was_demonstrated(tmp_path: pathlib.Path) -> None:
     config = tiny_training(
-        num_steps=300,
-        batch_size=24,
-        learning_rate=LearningRate(20, 6e-3, 300, 1e-4),
+        num_steps=250,
+        batch_size=12,
+        learning_rate=LearningRate(20, 6e-3, 250, 1e-4),
         ema_decay=0.97,
         augmentation=None,
         mask_padding=True,
-        save_every=300,
+        save_every=250,
     )
     source = source_for(config)
     train(config, tmp_path)
-    assert losses(tmp_path)[299] < 0.1
-    directory = tmp_path / "300"
+    reached = losses(tmp_path)
+    assert reached[249] < 0.2 * reached[0]
+    directory = tmp_path / "250"
     horizon = config.model.action_horizon
     errors = []
     with (

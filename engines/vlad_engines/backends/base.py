@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlad_configs.errors import ConfigError
+from vlad_configs.pruning import TokenPruning
 from vlad_engines.processing.model_inputs import ModelInputs
 
 Precision = Literal["fp32", "bf16", "fp8"]
@@ -32,6 +33,9 @@ class BackendOptions:
             build engines make them for these.
         batch_sizes: numbers of requests that may be computed together, likewise.
         calibration: observations from which `fp8` learns how large activations become.
+        pruning: which image tokens the prefix keeps; None for all. A part of every key under which graphs
+            or engines are kept, since their shapes follow from it. Only for backends in
+            `registry.PRUNING_BACKENDS`.
     """
 
     num_steps: int
@@ -41,6 +45,7 @@ class BackendOptions:
     camera_counts: tuple[int, ...] = (1, 2, 3)
     batch_sizes: tuple[int, ...] = (1,)
     calibration: Sequence[ModelInputs] = dataclasses.field(default=(), repr=False, compare=False)
+    pruning: TokenPruning | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -54,6 +59,21 @@ class BackendOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class PrunedTokens:
+    """Image tokens of one request.
+
+    Attributes:
+        before: of all real cameras.
+        kept: that count in the prefix.
+        voted: that any token voted for. More than `kept` in `union` mode: the slots did not suffice.
+    """
+
+    before: int
+    kept: int
+    voted: int
+
+
+@dataclasses.dataclass(frozen=True)
 class InferenceResult:
     """What came out of one request.
 
@@ -62,11 +82,13 @@ class InferenceResult:
         stage_seconds: `vision`, `prefix`, `denoise`: seconds each stage took on the device.
             `vision` includes the upload of the request.
         overlapped_seconds: how long its vision and prefix ran beside another request's denoising.
+        pruned: what token pruning did to it; None where it is off.
     """
 
     actions: npt.NDArray[np.float32]
     stage_seconds: Mapping[str, float]
     overlapped_seconds: float = 0.0
+    pruned: PrunedTokens | None = None
 
 
 class Backend(Protocol):

@@ -39,6 +39,13 @@ class Selection(NamedTuple):
     union: Tensor
 
 
+class PrunedPrefix(NamedTuple):
+    """A prefix of fewer image tokens, and what was selected for it."""
+
+    prefix: Prefix
+    selection: Selection
+
+
 def importance_scores(images: Tensor, prompt: Tensor, prompt_mask: Tensor | None = None) -> Tensor:
     """How much each image token's query resembles each image token.
 
@@ -88,7 +95,7 @@ def select_tokens(scores: Tensor, pruning: TokenPruning) -> Selection:
     return Selection(order, union.clamp(max=slots), union)
 
 
-def prune_prefix(images: Tensor, prompt: Tensor, pruning: TokenPruning) -> tuple[Prefix, Selection]:
+def prune_prefix(images: Tensor, prompt: Tensor, pruning: TokenPruning) -> PrunedPrefix:
     """The prefix of one or several samples with fewer image tokens.
 
     Args:
@@ -96,7 +103,7 @@ def prune_prefix(images: Tensor, prompt: Tensor, pruning: TokenPruning) -> tuple
         prompt: `[B, n, W]`, real prompt tokens only.
 
     Returns:
-        A prefix of K + n tokens, in which those that do not count come last, and what was selected.
+        A prefix of K + n tokens, in which those that do not count come last.
     """
     samples, pool, width = images.shape
     words = prompt.shape[1]
@@ -109,9 +116,9 @@ def prune_prefix(images: Tensor, prompt: Tensor, pruning: TokenPruning) -> tuple
     )
     if pruning.mode == "fixed":
         if pruning.positions == "compact":
-            return Prefix(packed, None), selection
+            return PrunedPrefix(Prefix(packed, None), selection)
         start = torch.full((samples,), pool + words, device=images.device)
-        return Prefix(packed, None, original, start), selection
+        return PrunedPrefix(Prefix(packed, None, original, start), selection)
     # The prompt moves up to the last token that counts, so that only the end of the prefix is masked.
     place = torch.arange(slots + words, device=images.device).expand(samples, -1)
     end = selection.kept[:, None]
@@ -121,9 +128,9 @@ def prune_prefix(images: Tensor, prompt: Tensor, pruning: TokenPruning) -> tuple
     embeddings = torch.gather(packed, 1, source[:, :, None].expand(-1, -1, width))
     lengths = selection.kept + words
     if pruning.positions == "compact":
-        return Prefix(embeddings, lengths), selection
+        return PrunedPrefix(Prefix(embeddings, lengths), selection)
     start = torch.full((samples,), pool + words, device=images.device)
-    return Prefix(embeddings, lengths, original.gather(1, source), start), selection
+    return PrunedPrefix(Prefix(embeddings, lengths, original.gather(1, source), start), selection)
 
 
 def straight_through(
