@@ -30,7 +30,7 @@ async def main(service_s: float) -> None:
             await connection.send(bytes(REPLY_BYTES))
 
     async with serve(answer, "127.0.0.1", 0, compression=None, max_size=None) as server:
-        print(next(iter(server.sockets)).getsockname()[1], flush=True)  # noqa: T201
+        print(next(iter(server.sockets)).getsockname()[1], flush=True)
         while True:
             turn = await turns.get()
             await asyncio.sleep(service_s)
