@@ -120,12 +120,12 @@ class Environment:
         _check_prompt(observation, optional=prompt_optional, bytes_allowed=self.bytes_prompt)
 
     def optional_cameras(self, observation: Mapping[str, Any]) -> tuple[str, ...]:
-        """Which of the cameras that may be absent a checked request has: only equal ones share a batch."""
+        """Which of the model's cameras that may be absent a checked request has."""
         return tuple(camera.key for camera in self._optional_cameras if _has(observation, camera))
 
     @functools.cached_property
     def _optional_cameras(self) -> tuple[Camera, ...]:
-        return tuple(camera for camera in self.cameras if not camera.required)
+        return tuple(camera for camera in self.cameras if not camera.required and camera.slot is not None)
 
     def _check_camera_names(self, observation: Mapping[str, Any], parent: str) -> None:
         group = observation.get(parent)
