@@ -20,6 +20,9 @@ from vlad_configs.models import CAMERA_SLOTS
 MAX_IMAGE_SIDE = 4096
 MAX_PROMPT_CHARACTERS = 4096
 
+_NUMBERS = (np.ndarray, np.generic, list, float, int)
+"""A tuple, because the union of these types would be made anew for each request."""
+
 StateConversion = Literal["none", "aloha"]
 
 
@@ -113,19 +116,23 @@ class Environment:
             raise ObservationError("", "a map of observation keys", _describe(observation))
         for vector in self.state:
             _check_vector(observation, vector)
-        for parent in sorted({camera.path[0] for camera in self.cameras if len(camera.path) > 1}):
+        for parent in self._camera_groups:
             self._check_camera_names(observation, parent)
         for camera in self.cameras:
             _check_camera(observation, camera)
         _check_prompt(observation, optional=prompt_optional, bytes_allowed=self.bytes_prompt)
 
     def optional_cameras(self, observation: Mapping[str, Any]) -> tuple[str, ...]:
-        """Which of the cameras that may be absent a checked request has: only equal ones share a batch."""
+        """Which of the model's cameras that may be absent a checked request has."""
         return tuple(camera.key for camera in self._optional_cameras if _has(observation, camera))
 
     @functools.cached_property
     def _optional_cameras(self) -> tuple[Camera, ...]:
-        return tuple(camera for camera in self.cameras if not camera.required)
+        return tuple(camera for camera in self.cameras if not camera.required and camera.slot is not None)
+
+    @functools.cached_property
+    def _camera_groups(self) -> list[str]:
+        return sorted({camera.path[0] for camera in self.cameras if len(camera.path) > 1})
 
     def _check_camera_names(self, observation: Mapping[str, Any], parent: str) -> None:
         group = observation.get(parent)
@@ -168,7 +175,7 @@ def _describe_at(observation: Mapping[str, Any], key: str) -> str:
 def _check_vector(observation: Mapping[str, Any], vector: Vector) -> None:
     expected = f"{vector.width} finite numbers"
     value = observation.get(vector.key)
-    if isinstance(value, bool) or not isinstance(value, np.ndarray | np.generic | list | float | int):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise ObservationError(vector.key, expected, _describe_at(observation, vector.key))
     try:
         array = np.asarray(value)

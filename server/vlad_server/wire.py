@@ -32,7 +32,7 @@ class WireError(ValueError):
 
 
 def _encode(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "OVc":
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "OVc":
         raise ValueError(f"Unsupported dtype: {value.dtype}")
     if isinstance(value, np.ndarray):
         return {

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
+from websockets.frames import Frame, Opcode
 
 from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
@@ -174,6 +178,40 @@ def test_closed_connections_are_counted_under_their_code() -> None:
             _end(daemon.port, what)
             daemon.wait_for_log(f"closed with code {code}")
             assert daemon.metric("vlad_disconnects_total", code=code) == 1, what
+
+
+def test_requests_arrive_whole_however_the_network_cuts_them(daemon: Daemon) -> None:
+    observations = [libero_observation(seed) for seed in range(3)]
+    frames = [bytes(Frame(Opcode.BINARY, pack(each)).serialize(mask=True)) for each in observations]
+    ping = bytes(Frame(Opcode.PING, b"still there?").serialize(mask=True))
+    whole = pack(observations[2])
+    in_fragments = b"".join(
+        bytes(Frame(opcode, part, fin).serialize(mask=True))
+        for opcode, part, fin in (
+            (Opcode.BINARY, whole[:100_000], False),
+            (Opcode.CONT, whole[100_000:], True),
+        )
+    )
+    data = frames[0] + ping + frames[1] + in_fragments + frames[2]
+    with connect_robot(daemon.port) as robot:
+        edges = [0, 5, 13, 14, 15, 100_001, len(frames[0]) - 1, len(frames[0]) + 3, 700_000, len(data)]
+        for start, end in itertools.pairwise(edges):
+            robot.connection.socket.sendall(data[start:end])
+            time.sleep(0.02)
+        for observation in (*observations, observations[2]):
+            chunk = expected_chunk(observation["observation/state"], 7)
+            np.testing.assert_array_equal(robot.receive()["actions"], chunk)
+
+
+def test_a_connection_that_ends_within_a_request_is_forgotten(daemon: Daemon) -> None:
+    frame = bytes(Frame(Opcode.BINARY, pack(libero_observation())).serialize(mask=True))
+    before = daemon.metric("vlad_requests_total", outcome="ok")
+    with connect_robot(daemon.port) as robot:
+        robot.connection.socket.sendall(frame[:200_000])
+        robot.connection.socket.shutdown(socket.SHUT_RDWR)
+    with connect_robot(daemon.port) as robot:
+        robot.infer(libero_observation())
+    assert daemon.metric("vlad_requests_total", outcome="ok") == before + 1
 
 
 def test_large_images_are_fine(daemon: Daemon) -> None:
