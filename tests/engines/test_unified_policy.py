@@ -27,7 +27,10 @@ from vlad_configs.models import Family
 from vlad_configs.openpi_configs import OPENPI_CONFIGS
 from vlad_engines.unified_policy import UnifiedPolicy
 
-TIMING_KEYS = {"infer_ms", "preprocess_ms", "vision_ms", "prefix_ms", "denoise_ms", "postprocess_ms"}
+TIMING_KEYS = {
+    *("infer_ms", "preprocess_ms", "vision_ms", "prefix_ms", "denoise_ms"),
+    *("overlapped_ms", "postprocess_ms"),
+}
 
 
 @pytest.fixture(scope="module")
