@@ -12,11 +12,15 @@ from typing import Any, Protocol
 
 from vlad_configs.errors import EngineError, ObservationError
 from vlad_engines import worker_protocol as protocol
+from vlad_engines.device_faults import DeviceFaults
 
 logger = logging.getLogger("vlad.worker")
 
 MAX_REASON_BYTES = 4096
 MAX_DETAIL_CHARACTERS = 32768
+
+_device = DeviceFaults()
+"""A worker has one device, and it is gone or full for all of its requests."""
 
 _CUT_MARK = "\n[... too long to show in full]"
 
@@ -202,6 +206,7 @@ def _chunk_or_error(
 def _failure(request: protocol.Infer, error: Exception) -> protocol.Message:
     if isinstance(error, ObservationError):
         return protocol.Refused(request.request_id, error.key, error.expected, error.received)
+    _device.react(error)
     if isinstance(error, EngineError):
         return protocol.Failed(request.request_id, at_most(MAX_REASON_BYTES, str(error)), "")
     reason = at_most(MAX_REASON_BYTES, f"{type(error).__name__}: {error}")

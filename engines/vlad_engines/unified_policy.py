@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
-import torch
 
 from vlad_configs.contract import Contract
 from vlad_configs.errors import ConfigError
+from vlad_configs.precision import parse_precision
 from vlad_configs.rtc import ChunkContinuation
 from vlad_engines.backends.base import BackendOptions, Precision
-from vlad_engines.backends.capabilities import Batched, FromEngineFiles, Guided, Overlapped
-from vlad_engines.backends.registry import check_backend, create_backend
+from vlad_engines.backends.capabilities import Batched, Counted, FromEngineFiles, Guided, Overlapped
+from vlad_engines.backends.registry import check_backend, create_backend, usual_device, usual_precision
 from vlad_engines.checkpoint.open_weights import open_weights
 from vlad_engines.checkpoint.policy_checkpoint import PolicyCheckpoint, open_policy_checkpoint
 from vlad_engines.device_memory import device_memory
@@ -53,7 +53,9 @@ class UnifiedPolicy:
         enable_kv_cache: False computes the prefix again in every step, with the same result.
         env: robot, a name of `ENVIRONMENTS`; None for that of `config`, or else LIBERO.
         config: openpi configuration name; None for the checkpoint's or the robot's default.
-        precision: `fp32`, `bf16` or `fp8`; None for bf16 on a GPU and fp32 on a CPU.
+        precision: `fp32`, `tf32`, `bf16`, `fp8`, or one for each component, as far as the backend has it;
+            None for bf16 on a GPU and fp32 on a CPU.
+        engine_dir: folder of prebuilt TensorRT engines, which is only read; None to build what is missing.
         calibration: npz file of recorded observations from which `fp8` learns; None for drawn ones.
         device: torch device; None for the first GPU, or else the CPU.
         tokenizer: SentencePiece file; None to look beside the checkpoint and in `OPENPI_DATA_HOME`.
@@ -78,6 +80,7 @@ class UnifiedPolicy:
         env: str | None = None,
         config: str | None = None,
         precision: Precision | None = None,
+        engine_dir: str | None = None,
         calibration: str | None = None,
         device: str | None = None,
         tokenizer: str | None = None,
@@ -103,14 +106,17 @@ class UnifiedPolicy:
             SentencePieceTokenizer(checkpoint.tokenizer, checkpoint.contract.model.vocab_size),
             default_prompt,
         )
+        is_fp8 = precision is not None and "fp8" in parse_precision(precision).values()
         self._options = _backend_options(
             checkpoint,
+            backend,
             num_denoising_steps,
             enable_kv_cache,
             precision,
             device,
             batch_sizes,
-            self._calibration_inputs(calibration) if precision == "fp8" else (),
+            engine_dir,
+            self._calibration_inputs(calibration) if is_fp8 else (),
         )
         report("loading the weights", 0.1)
         weights = open_weights(checkpoint, self._options.device)
@@ -154,7 +160,12 @@ class UnifiedPolicy:
     @property
     def metadata(self) -> dict[str, Any]:
         """For clients: what runs here and what it expects. Plain JSON and msgpack types."""
-        return dict(self._metadata)
+        metadata = dict(self._metadata)
+        if isinstance(self._backend, Counted):
+            calls = self._backend.calls
+            components = metadata["components"].items()
+            metadata["components"] = {name: {**part, "calls": calls[name]} for name, part in components}
+        return metadata
 
     def infer(
         self,
@@ -276,7 +287,7 @@ class UnifiedPolicy:
 
     def device_memory(self) -> DeviceMemory | None:
         """The memory of the device now; None on a CPU. Called by the thread that calls everything else."""
-        return device_memory(torch.device(self._options.device))
+        return device_memory(self._options.device)
 
     def warm_up(self, progress: ReportProgress | None = None) -> None:
         """Do once what would make the first request slow."""
@@ -334,11 +345,13 @@ class UnifiedPolicy:
 
 def _backend_options(
     checkpoint: PolicyCheckpoint,
+    backend: str,
     num_denoising_steps: int | None,
     enable_kv_cache: bool,
     precision: Precision | None,
     device: str | None,
     batch_sizes: Sequence[int],
+    engine_dir: str | None,
     calibration: Sequence[ModelInputs],
 ) -> BackendOptions:
     steps = checkpoint.contract.num_denoising_steps if num_denoising_steps is None else num_denoising_steps
@@ -348,9 +361,9 @@ def _backend_options(
     if sizes[:1] != (1,):
         raise ConfigError(f"batch_sizes must be 1 or more, with 1 among them, not {list(batch_sizes)}")
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = usual_device(backend)
     if precision is None:
-        precision = "bf16" if device.startswith("cuda") else "fp32"
+        precision = usual_precision(backend, device)
     cameras = [camera for camera in checkpoint.contract.environment.cameras if camera.slot is not None]
     required = sum(camera.required for camera in cameras)
     return BackendOptions(
@@ -360,6 +373,8 @@ def _backend_options(
         enable_kv_cache=enable_kv_cache,
         camera_counts=tuple(range(required, len(cameras) + 1)),
         batch_sizes=sizes,
+        image_dtype=checkpoint.contract.image_dtype,
+        engine_dir=engine_dir,
         calibration=calibration,
     )
 

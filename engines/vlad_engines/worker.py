@@ -6,6 +6,7 @@ Started by the server as `python -m vlad_engines.worker SOCKET_FD MEMORY_FD SLOT
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import functools
 import logging
 import os
@@ -49,6 +50,8 @@ def serve(make_policy: PolicyFactory, arguments: list[str]) -> int:
     slots = protocol.SharedSlots(memory_fd, slot_count, request_bytes)
     # The server decides when a worker ends; a Ctrl-C at the terminal reaches both processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A server that takes this process for stuck sends SIGABRT: every thread's stack goes to the log.
+    faulthandler.enable()
     threading.Thread(target=_exit_with_server, args=(socket_fd,), daemon=True).start()
 
     configure = _receive(link)
@@ -97,7 +100,7 @@ def _exit_with_server(socket_fd: int) -> None:
 
 
 def _unified_policy(options: Mapping[str, Any], report: ReportProgress) -> Policy:
-    report("importing torch", 0.0)
+    report("importing the engines", 0.0)
     from vlad_engines.unified_policy import UnifiedPolicy
 
     policy_options = dict(options)

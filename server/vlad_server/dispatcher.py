@@ -30,6 +30,7 @@ class Dispatcher:
         options: for each worker, the policy's arguments.
         request_bytes: largest request in bytes.
         max_waiting: how many requests may wait.
+        hang_s: seconds without an answer after which a busy worker is replaced.
         describe: from a policy's metadata to the daemon's.
     """
 
@@ -40,6 +41,7 @@ class Dispatcher:
         *,
         request_bytes: int,
         max_waiting: int,
+        hang_s: float,
         describe: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         readiness: Readiness,
         metrics: ServerMetrics,
@@ -59,7 +61,15 @@ class Dispatcher:
             ["engine worker"] if len(options) == 1 else [f"engine worker {i}" for i in range(len(options))]
         )
         self._links = [
-            WorkerLink(name, command, dict(option), request_bytes=request_bytes, owner=self, metrics=metrics)
+            WorkerLink(
+                name,
+                command,
+                dict(option),
+                request_bytes=request_bytes,
+                hang_s=hang_s,
+                owner=self,
+                metrics=metrics,
+            )
             for name, option in zip(names, options, strict=True)
         ]
 

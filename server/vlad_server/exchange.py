@@ -25,6 +25,7 @@ class Exchange:
         is_roboarena: True where the reply is RoboArena's.
         decoded: when it was found to be usable.
         request_id: of the dispatcher; None while it is not with it.
+        warnings: what a client that reads warnings should know of its chunk.
         note: why the chunk does not continue the one before, as asked; None where there is nothing to say.
     """
 
@@ -37,6 +38,7 @@ class Exchange:
     decoded: float = 0.0
     request_id: int | None = None
     note: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def expires(self) -> float | None:
@@ -74,7 +76,7 @@ class Exchange:
     def _additions(self, reply: Reply, now: float) -> dict[str, Any]:
         rtc = continuations.report(reply.rtc, self.options, self.note)
         superseded, untold = self.session.take_superseded()
-        warnings = [rtc["note"]] if rtc and rtc["note"] else []
+        warnings = [*self.warnings, *([rtc["note"]] if rtc and rtc["note"] else [])]
         if untold:
             warnings.append(f"{untold} more observations were superseded")
         return {

@@ -18,18 +18,26 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from vlad_configs.errors import EngineError, ObservationError
+from vlad_configs.errors import ObservationError
 from vlad_configs.serving import ServeConfig
 from vlad_engines.worker_protocol import CONTINUATION_KEY
 from vlad_server import continuations, roboarena, wire
+from vlad_server.action_guard import ActionGuard
 from vlad_server.dispatcher import Dispatcher
 from vlad_server.exchange import Exchange, error_frame
 from vlad_server.images import ImageDecoder, has_encoded_images
 from vlad_server.metrics import ServerMetrics
-from vlad_server.outcomes import Outcome, Reply, ResetError, SupersededError, UnservedError, code_of
+from vlad_server.outcomes import (
+    LimitedError,
+    Outcome,
+    Reply,
+    ResetError,
+    SupersededError,
+    UnservedError,
+    code_of,
+)
 from vlad_server.policy_connection import Message, PolicyConnection
+from vlad_server.rate_limit import Allowance
 from vlad_server.readiness import Readiness
 from vlad_server.recorder import Recorder
 from vlad_server.request_options import (
@@ -40,6 +48,7 @@ from vlad_server.request_options import (
     read_options,
 )
 from vlad_server.sessions import Session, SessionRegistry
+from vlad_server.status.board import StatusBoard
 from vlad_server.worker_link import Work
 
 logger = logging.getLogger("vlad.server")
@@ -57,6 +66,7 @@ class RobotConnection:
 
     Args:
         recorder: None where nothing is recorded.
+        allowance: how often its client may ask; None for any number.
     """
 
     def __init__(
@@ -70,6 +80,9 @@ class RobotConnection:
         sessions: SessionRegistry,
         images: ImageDecoder,
         recorder: Recorder | None,
+        guard: ActionGuard,
+        board: StatusBoard,
+        allowance: Allowance | None,
     ) -> None:
         self._connection = connection
         self._dispatcher = dispatcher
@@ -79,6 +92,9 @@ class RobotConnection:
         self._sessions = sessions
         self._images = images
         self._recorder = recorder
+        self._guard = guard
+        self._board = board
+        self._allowance = allowance
         self._policy_keys = config.robot.request_keys | POLICY_KEYS
         self._loop = asyncio.get_running_loop()
         self._is_idle = asyncio.Event()
@@ -98,6 +114,15 @@ class RobotConnection:
         self._unread: asyncio.TimerHandle | None = None
         self._has_unread_reply = False
         self._closing: asyncio.Task[None] | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """For people, as JSON types: address, requests so far, sessions by name, whether it streams."""
+        return {
+            "address": self._name,
+            "requests": self._count,
+            "sessions": sorted(self._named_sessions),
+            "streams": self._is_streaming,
+        }
 
     async def run(self) -> int:
         """Serve until the connection ends; never raises for what the client does.
@@ -174,6 +199,11 @@ class RobotConnection:
     def _address(self) -> Any:
         return self._connection.remote_address
 
+    @property
+    def _name(self) -> str:
+        address = self._address
+        return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "unknown"
+
     def _break_off(self) -> None:
         """A defect of ours costs this connection, and nobody else anything."""
         logger.exception("%s: connection failed", self._address)
@@ -188,12 +218,14 @@ class RobotConnection:
                 raise wire.WireError("expected a binary frame with a msgpack map, received a text frame")
             request = wire.decode(message)
             observation_id = read_observation_id(request)
+            if self._allowance is not None and not self._allowance.take(received):
+                raise LimitedError("limited: more requests per second than --max-requests-per-second allows")
             if roboarena.is_roboarena(request):
                 self._begin_roboarena(request, received)
                 return
             options = read_options(request)
             exchange = self._exchange(request, options, received)
-        except (wire.WireError, ObservationError) as error:
+        except (wire.WireError, ObservationError, LimitedError) as error:
             self._refuse(error, observation_id)
             self._continue()
             return
@@ -298,8 +330,8 @@ class RobotConnection:
         assert exchange.request_id is not None
         del self._open[exchange.request_id]
         try:
-            if isinstance(outcome, Reply) and not np.isfinite(outcome.actions).all():
-                outcome = EngineError("the policy returned non-finite actions; they are never sent")
+            if isinstance(outcome, Reply):
+                outcome, exchange.warnings = self._guard.checked(outcome)
             if isinstance(outcome, Reply):
                 self._answer(exchange, outcome)
             elif isinstance(outcome, SupersededError):
@@ -353,6 +385,14 @@ class RobotConnection:
         for name, milliseconds in reply.policy_timing.items():
             if (histogram := self._metrics.stages.get(name.removesuffix("_ms"))) is not None:
                 histogram.observe(1e-3 * milliseconds)
+        if self._board.is_watched:
+            self._board.note_reply(
+                exchange.session.session_id or self._name,
+                exchange.observation,
+                message,
+                encode_ms=1e3 * (encoded - encoding),
+                send_ms=1e3 * (sent - encoded),
+            )
         if self._recorder is not None:
             self._recorder.record(exchange.observation, message)
 
@@ -388,6 +428,8 @@ class RobotConnection:
         code = code_of(error)
         self._metrics.requests["engine_error" if code == "engine" else code].inc()
         text = str(error)
+        if self._board.is_watched:
+            self._board.note_refusal(self._name, code, text)
         if self._config.debug:
             text += "\n\n" + "".join(traceback.format_exception(error))
         level = logging.DEBUG if isinstance(error, UnservedError) else logging.WARNING

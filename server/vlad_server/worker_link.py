@@ -28,6 +28,8 @@ START_ATTEMPTS = 3
 FIRST_BACKOFF_S = 0.25
 LONGEST_BACKOFF_S = 30.0
 HEALTHY_AFTER_S = 60.0
+HANG_TURNS = 20
+"""Looks at a worker before it is taken for stuck."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -73,6 +75,7 @@ class WorkerLink:
         command: how to start a worker.
         options: the policy's arguments, sent to each new worker.
         request_bytes: largest request in bytes.
+        hang_s: seconds without an answer after which a worker that has requests is taken for stuck.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class WorkerLink:
         options: dict[str, Any],
         *,
         request_bytes: int,
+        hang_s: float,
         owner: LinkOwner,
         metrics: ServerMetrics,
     ) -> None:
@@ -93,6 +97,7 @@ class WorkerLink:
         self._command = command
         self._options = options
         self._request_bytes = request_bytes
+        self._hang_s = hang_s
         self._owner = owner
         self._metrics = metrics
         self._slots = protocol.SharedSlots.create(SLOTS, request_bytes)
@@ -203,13 +208,31 @@ class WorkerLink:
         worker = WorkerProcess(self._command, self._slots, self._request_bytes, self._on_message)
         self._worker = worker
         logger.info("%s started (pid %d)", self.name, worker.pid)
+        watching = asyncio.create_task(self._end_where_stuck(worker))
         try:
             worker.send(protocol.Configure(self._options))
             return await worker.wait_closed()
         finally:
+            watching.cancel()
             self._worker = None
             worker.close()
             self._release()
+
+    async def _end_where_stuck(self, worker: WorkerProcess) -> None:
+        """Kill a worker that has requests and answers none of them for too long."""
+        answered, turns = self.busy_since, 0
+        while True:
+            # Counted in turns of the loop, not read from a clock: a machine that slept was not stuck.
+            await asyncio.sleep(self._hang_s / HANG_TURNS)
+            if not self._handed_over or self.busy_since != answered:
+                answered, turns = self.busy_since, 0
+                continue
+            turns += 1
+            if turns >= HANG_TURNS:
+                self._metrics.worker_hangs.inc()
+                logger.error("%s has answered nothing for %.1f s; its stacks follow", self.name, self._hang_s)
+                await worker.abort()
+                return
 
     def _release(self) -> None:
         """Fail the requests that the dead worker had begun; the others are begun by somebody else."""

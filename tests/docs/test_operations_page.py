@@ -46,7 +46,7 @@ def test_label_values_are_the_real_ones() -> None:
             for name in re.findall(r"`(vlad_\w+)`", names):
                 assert set(values.strip().split(", ")) == families[name][label], name
                 checked += 1
-    assert checked == 8
+    assert checked >= 8
 
 
 def test_the_page_counts_every_alert_among_pages_or_tickets() -> None:

@@ -2,10 +2,12 @@
 
 Started like the real worker. The checkpoint option is a JSON object:
 `start_s` seconds to become ready, `fail` a reason not to start (`fail_lines` times), `die` to crash instead,
+`oom` to ask for more memory than there is,
 `infer_s` seconds per request, `horizon` actions in a chunk; `batch_sizes` that it takes, `batch_s` seconds
 for each further request of a batch; `overlap_s` seconds before `infer_s` that run beside the `infer_s` of
 another request; `continues` where it can continue chunks; `engines` and `memory`, what it tells of them.
-A request's prompt may command more: `die`, `raise`, `bug`, `nan`, `refuse`, `sleep <seconds>`.
+A request's prompt may command more: `die`, `raise`, `bug`, `nan`, `refuse`, `sleep <seconds>`, `stop` itself
+as a debugger does, `oom` (ask for more memory than there is), `lost` (fail as CUDA does after a bad access).
 The chunk is a pure function of the state, so that a mixed-up reply shows.
 """
 
@@ -82,6 +84,8 @@ class ScriptedPolicy:
             raise ConfigError("\n".join([self._script["fail"]] * self._script.get("fail_lines", 1)))
         if "die" in self._script:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "oom" in self._script:
+            np.zeros(1 << 60, np.uint8)
         _busy(self._script.get("start_s", 0.0))
 
     @property
@@ -128,6 +132,12 @@ class ScriptedPolicy:
         prompt = observation.get("prompt", "")
         if prompt == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if prompt == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if prompt == "oom":
+            np.zeros(1 << 60, np.uint8)
+        if prompt == "lost":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if prompt == "raise":
             raise EngineError("the script says so")
         if prompt == "bug":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,19 +15,11 @@ from vlad_configs.errors import EngineError
 from vlad_configs.models import ModelConfig
 from vlad_engines.backends.capabilities import Trace
 from vlad_engines.fidelity.observations import FidelityCase
+from vlad_engines.fidelity.stored_reference import Reference
 from vlad_engines.model.flow import euler_path, euler_schedule
 from vlad_engines.model.observation import Observation
 from vlad_engines.model.pi0 import Pi0
 from vlad_engines.processing.model_inputs import ModelInputs
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """What float32 computes for the cases of a check, in host memory."""
-
-    cases: tuple[FidelityCase, ...]
-    traces: tuple[Trace, ...]
-    num_steps: int
 
 
 def compute_reference(

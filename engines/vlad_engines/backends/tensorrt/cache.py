@@ -42,10 +42,12 @@ class Plan:
     Attributes:
         content: the mapped file, checked against the manifest.
         lookup: what was found when it was looked for.
+        folder: where it lies.
     """
 
     manifest: EngineManifest
     content: memoryview
+    folder: pathlib.Path
     lookup: Lookup = "hit"
 
 
@@ -212,7 +214,7 @@ def _open_checked(folder: pathlib.Path, identity: EngineIdentity) -> tuple[Plan 
     if buffer_digest(content) != manifest.plan_digest:
         logger.warning("%s.plan is corrupt: its checksum differs", folder / name)
         return None, "corrupt"
-    return Plan(manifest, content), "hit"
+    return Plan(manifest, content, folder), "hit"
 
 
 def _read_manifest(path: pathlib.Path) -> EngineManifest | None:
