@@ -20,7 +20,7 @@ FOLDERS = {
 
 ALLOWED = {
     "vlad_server": {"vlad_server", "vlad_configs", "vlad_engines.worker_protocol"},
-    "vlad_engines": {"vlad_engines", "vlad_configs"},
+    "vlad_engines": {"vlad_engines", "vlad_configs", "vlad_server.recordings"},
     "vlad_configs": {"vlad_configs"},
     "vlad_client": {"vlad_client"},
 }

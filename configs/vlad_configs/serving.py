@@ -16,6 +16,7 @@ MAX_BATCH_SIZE = 16
 MIN_MESSAGE_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 1 << 30
 MIN_HANG_S = 0.1
+MIN_RECORD_FILE_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ServeConfig:
             compute batches.
         devices: torch devices, with an engine worker on each; empty for one worker on `device`.
         engine_dir: folder of prebuilt TensorRT engines, only read; None to build what is missing.
-        calibration: npz file of recorded observations for `fp8`; None for drawn ones.
+        calibration: recording or npz file of observations for `fp8`; None for drawn ones.
         tokenizer, norm_stats: files that replace those found beside the checkpoint.
         host, port: where robots connect; port 0 picks a free one.
         metrics_port: where `/metrics` and the health paths are served as well; 0 picks a free one.
@@ -46,6 +47,7 @@ class ServeConfig:
         action_limits: JSON file of limits for every chunk; None checks nothing but finiteness.
         status_page: serve the page for people at `/`.
         record_dir: where requests and replies are recorded; None records nothing.
+        record_file_bytes: size at which a recording goes on in its next file.
         drain_s: seconds that requests in flight get at SIGTERM.
         send_timeout_s: seconds that a client may leave its reply unread.
         keep_connection_on_error: answer a client's mistake without closing its connection.
@@ -78,6 +80,7 @@ class ServeConfig:
     action_limits: str | None = None
     status_page: bool = True
     record_dir: str | None = None
+    record_file_bytes: int = 1 << 30
     drain_s: float = 30.0
     send_timeout_s: float = 5.0
     keep_connection_on_error: bool = False
@@ -116,6 +119,12 @@ class ServeConfig:
             raise ConfigError("--device and --devices contradict each other; give one of them")
         if self.max_waiting < 1:
             raise ConfigError(f"--max-waiting must be at least 1, not {self.max_waiting}")
+        if self.record_dir == "":
+            raise ConfigError("--record needs a directory, not an empty text")
+        if self.record_file_bytes < MIN_RECORD_FILE_BYTES:
+            raise ConfigError(
+                f"--record-file-bytes must be at least {MIN_RECORD_FILE_BYTES}, not {self.record_file_bytes}"
+            )
         if self.session_ttl_s < 0:
             raise ConfigError(f"--session-seconds must not be negative, not {self.session_ttl_s}")
         if not self.hang_s >= MIN_HANG_S:

@@ -120,6 +120,8 @@ def make_reply(
     }
     if request.plan is not None:
         reply["rtc"] = request.plan.report()
+    if request.inputs.notes:
+        reply["notes"] = dict(request.inputs.notes)
     return reply
 
 

@@ -43,7 +43,7 @@ ReportProgress = Callable[[str, float], None]
 class UnifiedPolicy:
     """One checkpoint, ready to turn observations into action chunks. Works offline.
 
-    Not thread-safe: all calls come from one thread.
+    Not thread-safe: all calls come from one thread, but for those of `prepare`.
 
     Args:
         checkpoint_dir: openpi PyTorch or LeRobot directory, told apart by content; `demo`; or `random:pi05`
@@ -56,7 +56,7 @@ class UnifiedPolicy:
         precision: `fp32`, `tf32`, `bf16`, `fp8`, or one for each component, as far as the backend has it;
             None for bf16 on a GPU and fp32 on a CPU.
         engine_dir: folder of prebuilt TensorRT engines, which is only read; None to build what is missing.
-        calibration: npz file of recorded observations from which `fp8` learns; None for drawn ones.
+        calibration: recording or npz file of observations from which `fp8` learns; None for drawn ones.
         device: torch device; None for the first GPU, or else the CPU.
         tokenizer: SentencePiece file; None to look beside the checkpoint and in `OPENPI_DATA_HOME`.
         norm_stats: `norm_stats.json`; None for the checkpoint's own.
@@ -189,6 +189,7 @@ class UnifiedPolicy:
             `anchor_state` float64 `[state width]`, the robot's state that belongs to it. With a
             continuation also `rtc`: `mode`, `delay`, `prefix_end`, `beta`, `schedule`, `valid_from`
             (the first action meant to be executed) and `note`, which says why it is not what was asked for.
+            `notes` of the `ModelInputs` where there are any.
 
         Raises:
             ObservationError: for an observation, noise, seed or continuation that does not fit.
@@ -249,14 +250,44 @@ class UnifiedPolicy:
             ObservationError: for the first one that does not fit.
             EngineError: where the engine failed, or returned non-finite actions.
         """
-        count = len(observations)
-        if count not in self.batch_sizes:
-            raise ConfigError(f"{count} observations at once; this policy takes {list(self.batch_sizes)}")
-        nothing = [None] * count
+        nothing = [None] * len(observations)
         rows = zip(
             observations, noise or nothing, seeds or nothing, chunk_continuations or nothing, strict=True
         )
-        requests = [self._prepare(*row) for row in rows]
+        self._check_count(len(observations))
+        return self.compute([self._prepare(*row) for row in rows])
+
+    def prepare(
+        self,
+        observation: Mapping[str, Any],
+        *,
+        noise: npt.ArrayLike | None = None,
+        seed: int | None = None,
+        chunk_continuation: ChunkContinuation | None = None,
+    ) -> PreparedRequest:
+        """What needs no device, for `compute`. May run in another thread than the rest, one at a time.
+
+        Args:
+            observation, noise, seed, chunk_continuation: as for `infer`; the images may still be read until
+                the chunk is computed.
+
+        Raises:
+            ObservationError: for an observation, noise, seed or continuation that does not fit.
+        """
+        return self._prepare(observation, noise, seed, chunk_continuation)
+
+    def compute(self, requests: Sequence[PreparedRequest]) -> list[dict[str, Any]]:
+        """Compute the chunks of prepared observations together, as many as one of `batch_sizes`.
+
+        Returns:
+            What `infer` would return for each. Stage times are those of the whole batch.
+
+        Raises:
+            ConfigError: for a number of observations that is none of `batch_sizes`.
+            EngineError: where the engine failed, or returned non-finite actions.
+        """
+        count = len(requests)
+        self._check_count(count)
         backend, handed_over = self._backend, time.perf_counter()
         inputs, starts = [request.inputs for request in requests], [request.noise for request in requests]
         if count > 1:
@@ -317,6 +348,10 @@ class UnifiedPolicy:
     def close(self) -> None:
         """Give weights and buffers back; the policy cannot be used afterwards."""
         self._backend.close()
+
+    def _check_count(self, count: int) -> None:
+        if count not in self.batch_sizes:
+            raise ConfigError(f"{count} observations at once; this policy takes {list(self.batch_sizes)}")
 
     def _calibration_inputs(self, path: str | None) -> list[ModelInputs]:
         observations = calibration_observations(path, self._contract.environment)

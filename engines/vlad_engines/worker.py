@@ -32,6 +32,8 @@ MAX_REASON_BYTES = protocol.MAX_PACKET_BYTES - 1024
 ReportProgress = Callable[[str, float], None]
 
 
+GIL_SWITCH_S = 0.0005
+
 PolicyFactory = Callable[[Mapping[str, Any], ReportProgress], Policy]
 
 
@@ -78,6 +80,8 @@ def serve(make_policy: PolicyFactory, arguments: list[str]) -> int:
         vitals.tell_if_due()
         return _receive(link)
 
+    # What prepares the next requests must not keep the thread waiting that has the device's results.
+    sys.setswitchinterval(GIL_SWITCH_S)
     answer(policy, slots, receive, send)
     return 0
 
@@ -152,18 +156,15 @@ class _ServedPolicy:
         )
         return pending
 
-    def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(self, observation: Mapping[str, Any]) -> Any:
         robot_keys, noise, seed, continuation = _taken_apart(observation)
-        result: Mapping[str, Any] = self._policy.infer(
-            robot_keys, noise=noise, seed=seed, chunk_continuation=continuation
-        )
-        return result
+        return self._policy.prepare(robot_keys, noise=noise, seed=seed, chunk_continuation=continuation)
 
-    def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-        robot_keys, noise, seeds, continuations = zip(*map(_taken_apart, observations), strict=True)
-        results: Sequence[Mapping[str, Any]] = self._policy.infer_batch(
-            robot_keys, noise=noise, seeds=seeds, chunk_continuations=continuations
-        )
+    def infer(self, prepared: Any) -> Mapping[str, Any]:
+        return self.infer_batch([prepared])[0]
+
+    def infer_batch(self, prepared: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
+        results: Sequence[Mapping[str, Any]] = self._policy.compute(prepared)
         return results
 
 

@@ -28,7 +28,7 @@ from vlad_server.loop_watchdog import LoopWatchdog
 from vlad_server.metrics import ServerMetrics
 from vlad_server.monitoring import MonitoringServer
 from vlad_server.readiness import Readiness
-from vlad_server.recorder import Recorder
+from vlad_server.recordings.recorder import Recorder
 from vlad_server.worker_process import WORKER_COMMAND
 
 logger = logging.getLogger("vlad.server")
@@ -66,7 +66,9 @@ async def serve_policy(config: ServeConfig, worker_command: Sequence[str] = WORK
         stack.callback(monitoring.close)
         recorder = None
         if config.record_dir is not None:
-            recorder = Recorder(pathlib.Path(config.record_dir), metrics.recorder_dropped)
+            recorder = Recorder(
+                pathlib.Path(config.record_dir), config.environment, config.record_file_bytes, metrics
+            )
             stack.callback(recorder.close)
         dispatcher = Dispatcher(
             worker_command,

@@ -65,7 +65,7 @@ class Args:
     engine_dir: str | None = None
     """Folder of prebuilt TensorRT engines, which is only read; nothing is built then."""
     calibration: str | None = None
-    """Recorded observations (npz) that tell fp8 the size of activations; drawn ones where not given."""
+    """Recording (mcap) or npz file that tells fp8 the size of activations; drawn ones where not given."""
     device: str | None = None
     """Torch device; the first GPU, or else the CPU, where not given."""
     devices: str | None = None
@@ -119,8 +119,10 @@ class Args:
     """How long requests in flight may take after SIGTERM."""
     keep_connection_on_error: bool = False
     """Answer a client's mistake without closing its connection (openpi closes it)."""
-    record: bool = False
-    """Write each request and reply to policy_records/step_<n>.npy."""
+    record: str | None = None
+    """Directory for MCAP files of all requests and replies; `policy_records` where only --record is given."""
+    record_file_bytes: int = 1 << 30
+    """Size at which a recording goes on in its next file."""
     allow_low_fidelity: bool = False
     """Serve a backend that is too far from the float32 reference; metadata and metrics then say so."""
     debug: bool = False
@@ -132,7 +134,7 @@ class Args:
 
 def parse(arguments: Sequence[str]) -> Args:
     """Parse a command line; exits with a usage message where it is wrong."""
-    return tyro.cli(Args, prog="serve_policy", args=_subcommand_last(arguments))
+    return tyro.cli(Args, prog="serve_policy", args=_subcommand_last(_record_somewhere(arguments)))
 
 
 def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
@@ -183,7 +185,8 @@ def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
         hang_s=args.hang_seconds,
         action_limits=args.action_limits,
         status_page=args.status_page,
-        record_dir=RECORD_DIRECTORY if args.record else None,
+        record_dir=args.record,
+        record_file_bytes=args.record_file_bytes,
         drain_s=args.drain_seconds,
         keep_connection_on_error=args.keep_connection_on_error,
         debug=args.debug,
@@ -211,6 +214,16 @@ def _batch_sizes(listed: str | None) -> tuple[int, ...]:
             f"--batch-sizes must be numbers with commas in between, such as 1,2,4, not '{listed}'"
         )
     return tuple(map(int, sizes)) or (1,)
+
+
+def _record_somewhere(arguments: Sequence[str]) -> list[str]:
+    """Give --record, a switch in openpi, its usual directory where it stands alone."""
+    given = list(arguments)
+    for index in range(len(given) - 1, -1, -1):
+        following = given[index + 1] if index + 1 < len(given) else "--"
+        if given[index] == "--record" and following.startswith(("--", "policy:")):
+            given.insert(index + 1, RECORD_DIRECTORY)
+    return given
 
 
 def _subcommand_last(arguments: Sequence[str]) -> list[str]:

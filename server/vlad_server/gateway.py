@@ -18,12 +18,13 @@ from vlad_configs.serving import ServeConfig
 from vlad_server import health
 from vlad_server.action_guard import ActionGuard
 from vlad_server.dispatcher import Dispatcher
+from vlad_server.doctor.doctor import ObservationDoctor
 from vlad_server.gatekeeper import Gatekeeper
 from vlad_server.images import ImageDecoder
 from vlad_server.metrics import ServerMetrics
 from vlad_server.policy_connection import PolicyConnection
 from vlad_server.readiness import Readiness
-from vlad_server.recorder import Recorder
+from vlad_server.recordings.recorder import Recorder
 from vlad_server.robot_connection import RobotConnection
 from vlad_server.sessions import SessionRegistry
 from vlad_server.status.board import StatusBoard
@@ -68,6 +69,7 @@ class Gateway:
         self._sessions = SessionRegistry(config.session_ttl_s)
         metrics.sessions.set_function(lambda: len(self._sessions))
         self._images = ImageDecoder(config.robot, config.max_message_bytes)
+        self._doctor = ObservationDoctor(config.robot, metrics)
         self._serving: set[asyncio.Task[Any]] = set()
         self._robots: dict[RobotConnection, None] = {}  # in the order in which they came
         self._gatekeeper = Gatekeeper(config.access, listens_on=config.host, metrics=metrics)
@@ -169,6 +171,7 @@ class Gateway:
                 metrics=self._metrics,
                 sessions=self._sessions,
                 images=self._images,
+                doctor=self._doctor,
                 recorder=self._recorder,
                 guard=self._guard,
                 board=self._board,

@@ -19,6 +19,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from vlad_server.doctor.examination import KINDS as OBSERVATION_WARNINGS
 from vlad_server.engine_metrics import EngineMetrics
 from vlad_server.freshness_metrics import FreshnessMetrics
 from vlad_server.latency_histogram import LatencyHistogram, LatencyHistograms
@@ -81,9 +82,24 @@ class ServerMetrics:
         self.sessions = self._gauge(
             "sessions", "Sessions of robots that name themselves, with and without connection."
         )
-        self.recorder_dropped = self._counter(
-            "recorder_dropped_total", "Requests that the recorder left out because the disk was too slow."
+        self.observations_examined = self._counter(
+            "observations_examined_total", "Observations that were looked at for likely mistakes."
         )
+        warnings = self._counter(
+            "observation_warnings_total", "Likely mistakes found in examined observations.", "kind"
+        )
+        self.observation_warnings = {kind: warnings.labels(kind) for kind in OBSERVATION_WARNINGS}
+        self.recorder_dropped = self._counter(
+            "recorder_dropped_total",
+            "Requests left out of the recording: the disk was too slow, or recording has stopped.",
+        )
+        self.recorder_stops = self._counter(
+            "recorder_stops_total", "Recordings that ended early: the disk is full, or the recorder died."
+        )
+        self.recorder_queued_bytes = self._gauge(
+            "recorder_queued_bytes", "Requests and replies that wait for the recorder."
+        )
+        self.recorder_active = self._gauge("recorder_active", "1 while requests are recorded, else 0.")
 
         self.request_duration = self._histogram(
             "request_duration_seconds", "Frame received to reply handed to the transport.", REQUEST_BUCKETS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -237,19 +236,3 @@ def test_api_key_is_asked_for_when_configured() -> None:
 def test_authorization_is_ignored_without_a_configured_key(daemon: Daemon) -> None:
     with connect_robot(daemon.port, additional_headers={"Authorization": "Api-Key anything"}) as robot:
         robot.infer(libero_observation())
-
-
-def test_recording_keeps_request_and_reply(tmp_path: pathlib.Path) -> None:
-    observation = libero_observation()
-    with start_scripted_daemon("--record") as daemon:
-        with connect_robot(daemon.port) as robot:
-            reply = robot.infer(observation)
-            robot.infer(observation)
-        folder = pathlib.Path(f"/proc/{daemon.process.pid}/cwd").resolve() / "policy_records"
-        assert daemon.stop() == 0
-        assert sorted(file.name for file in folder.iterdir()) == ["step_0.npy", "step_1.npy"]
-        recorded = np.load(folder / "step_0.npy", allow_pickle=True).item()
-    np.testing.assert_array_equal(recorded["inputs/observation/image"], observation["observation/image"])
-    assert recorded["inputs/prompt"] == observation["prompt"]
-    np.testing.assert_array_equal(recorded["outputs/actions"], reply["actions"])
-    assert recorded["outputs/policy_timing/infer_ms"] == reply["policy_timing"]["infer_ms"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,9 @@ class ModelInputs:
             the anchor of delta actions.
         guidance: how the chunk continues an earlier one; None for plain sampling. Only for backends that
             say that they can (`capabilities.Guided`).
+        notes: what is odd about the observation, plain msgpack types: `cut_tokens`, how many tokens of the
+            prompt did not fit; `state_outside`, pairs of an index of the state and its normalised value, for
+            those far from what the statistics know. Missing where there is nothing to say.
     """
 
     cameras: tuple[str, ...]
@@ -33,3 +38,4 @@ class ModelInputs:
     state: npt.NDArray[np.float64]
     robot_state: npt.NDArray[np.float64]
     guidance: Guidance | None = None
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
