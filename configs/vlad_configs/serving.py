@@ -9,6 +9,7 @@ from vlad_configs.access import AccessConfig
 from vlad_configs.environments import ENVIRONMENTS, Environment
 from vlad_configs.errors import ConfigError
 from vlad_configs.precision import parse_precision
+from vlad_configs.pruning import TokenPruning
 
 BackendName = Literal["pytorch", "triton", "triton_pipelined", "tensorrt", "tensorrt_pipelined"]
 
@@ -53,6 +54,7 @@ class ServeConfig:
         keep_connection_on_error: answer a client's mistake without closing its connection.
         debug: send tracebacks to clients.
         allow_low_fidelity: serve a backend that is too far from the float32 reference.
+        token_pruning: which image tokens the prefix keeps; None for all.
     """
 
     environment: str
@@ -86,6 +88,7 @@ class ServeConfig:
     keep_connection_on_error: bool = False
     debug: bool = False
     allow_low_fidelity: bool = False
+    token_pruning: TokenPruning | None = None
 
     def __post_init__(self) -> None:
         if self.environment not in ENVIRONMENTS:
@@ -163,4 +166,5 @@ class ServeConfig:
             "norm_stats": self.norm_stats,
             "default_prompt": self.default_prompt,
             "allow_low_fidelity": self.allow_low_fidelity,
+            "token_pruning": None if self.token_pruning is None else self.token_pruning.to_json(),
         }

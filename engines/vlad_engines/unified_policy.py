@@ -14,6 +14,7 @@ import numpy.typing as npt
 from vlad_configs.contract import Contract
 from vlad_configs.errors import ConfigError
 from vlad_configs.precision import parse_precision
+from vlad_configs.pruning import TokenPruning
 from vlad_configs.rtc import ChunkContinuation
 from vlad_engines.backends.base import BackendOptions, Precision
 from vlad_engines.backends.capabilities import Batched, Counted, FromEngineFiles, Guided, Overlapped
@@ -62,6 +63,7 @@ class UnifiedPolicy:
         norm_stats: `norm_stats.json`; None for the checkpoint's own.
         default_prompt: for observations without one.
         batch_sizes: how many observations `infer_batch` shall take, for backends that compute batches.
+        token_pruning: fields of `vlad_configs.pruning.TokenPruning`; None keeps all image tokens.
         progress: told the stage of loading and how far it is, 0..1.
 
     Raises:
@@ -87,6 +89,7 @@ class UnifiedPolicy:
         norm_stats: str | None = None,
         default_prompt: str | None = None,
         batch_sizes: Sequence[int] = (1,),
+        token_pruning: Mapping[str, Any] | None = None,
         progress: ReportProgress | None = None,
         **unknown: Any,
     ) -> None:
@@ -117,6 +120,7 @@ class UnifiedPolicy:
             batch_sizes,
             engine_dir,
             self._calibration_inputs(calibration) if is_fp8 else (),
+            None if token_pruning is None else TokenPruning.from_json(token_pruning),
         )
         report("loading the weights", 0.1)
         weights = open_weights(checkpoint, self._options.device)
@@ -388,6 +392,7 @@ def _backend_options(
     batch_sizes: Sequence[int],
     engine_dir: str | None,
     calibration: Sequence[ModelInputs],
+    pruning: TokenPruning | None,
 ) -> BackendOptions:
     steps = checkpoint.contract.num_denoising_steps if num_denoising_steps is None else num_denoising_steps
     if not isinstance(steps, int) or isinstance(steps, bool):
@@ -411,6 +416,7 @@ def _backend_options(
         image_dtype=checkpoint.contract.image_dtype,
         engine_dir=engine_dir,
         calibration=calibration,
+        pruning=pruning,
     )
 
 

@@ -14,6 +14,7 @@ import uvloop
 
 from vlad_configs.access import AccessConfig
 from vlad_configs.errors import ConfigError
+from vlad_configs.pruning import Positions, PruningMode, TokenPruning
 from vlad_configs.serving import BackendName, ServeConfig
 from vlad_server import logs
 from vlad_server.app import serve_policy
@@ -72,6 +73,14 @@ class Args:
     """Several devices, an engine worker on each: numbers of GPUs or torch devices, such as `0,1`."""
     batch_sizes: str | None = None
     """How many requests may share one computation, such as `1,2,4,8`; for backends that compute batches."""
+    keep_tokens: int | None = None
+    """Token pruning: how many image tokens the prefix keeps, of all cameras together; all where not given."""
+    keep_ratio: float | None = None
+    """The same as a share of the image tokens, above 0 and at most 1."""
+    pruning_mode: PruningMode = "fixed"
+    """`fixed` fills every slot, `union` keeps only tokens with a vote and masks the other slots."""
+    pruning_positions: Positions = "original"
+    """Whether kept tokens stay where they were (`original`) or move together (`compact`)."""
     default_prompt: str | None = None
     """Prompt for requests that carry none."""
     tokenizer: str | None = None
@@ -191,7 +200,16 @@ def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
         keep_connection_on_error=args.keep_connection_on_error,
         debug=args.debug,
         allow_low_fidelity=args.allow_low_fidelity,
+        token_pruning=_token_pruning(args),
     )
+
+
+def _token_pruning(args: Args) -> TokenPruning | None:
+    if args.keep_tokens is None and args.keep_ratio is None:
+        if (args.pruning_mode, args.pruning_positions) != ("fixed", "original"):
+            raise ConfigError("--pruning-mode and --pruning-positions need --keep-tokens or --keep-ratio")
+        return None
+    return TokenPruning(args.keep_tokens, args.keep_ratio, args.pruning_mode, args.pruning_positions)
 
 
 def _devices(listed: str | None) -> tuple[str, ...]:

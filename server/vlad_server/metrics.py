@@ -138,6 +138,13 @@ class ServerMetrics:
             "build_info", "1; what is being served.", "version", "backend", "precision", "model", "env"
         )
 
+        self.image_tokens_kept = self._gauge(
+            "image_tokens_kept", "Image tokens in the prefix of the last pruned request; 0 without pruning."
+        )
+        self.image_tokens_voted = self._gauge(
+            "image_tokens_voted",
+            "Image tokens with a vote in the last pruned request; 0 without pruning.",
+        )
         self.fidelity_passed = self._gauge(
             "fidelity_passed", "1 where the backend is close enough to the float32 reference, else 0."
         )
@@ -180,6 +187,12 @@ class ServerMetrics:
             "restarts": _value(self.worker_restarts),
             "hangs": _value(self.worker_hangs),
         }
+
+    def note_pruning(self, policy_timing: Mapping[str, float]) -> None:
+        """Publish what token pruning did to a request, where it did anything."""
+        if "image_tokens_kept" in policy_timing:
+            self.image_tokens_kept.set(policy_timing["image_tokens_kept"])
+            self.image_tokens_voted.set(policy_timing["image_tokens_voted"])
 
     def count_disconnect(self, code: int) -> None:
         """Count a closed connection under its close code."""

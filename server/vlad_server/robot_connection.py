@@ -403,6 +403,7 @@ class RobotConnection:
         for name, milliseconds in reply.policy_timing.items():
             if (histogram := self._metrics.stages.get(name.removesuffix("_ms"))) is not None:
                 histogram.observe(1e-3 * milliseconds)
+        self._metrics.note_pruning(reply.policy_timing)
         if self._board.is_watched:
             self._board.note_reply(
                 exchange.session.session_id or self._name,

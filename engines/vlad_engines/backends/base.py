@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from vlad_configs.errors import ConfigError
 from vlad_configs.precision import parse_precision
+from vlad_configs.pruning import TokenPruning
 from vlad_engines.processing.model_inputs import ModelInputs
 
 Precision = str
@@ -39,6 +40,9 @@ class BackendOptions:
         image_dtype: of the requests' images, as `ModelInputs` holds them.
         engine_dir: folder of prebuilt engines, for backends that have such; None to build what is missing.
         calibration: observations from which `fp8` learns how large activations become.
+        pruning: which image tokens the prefix keeps; None for all. A part of every key under which graphs
+            or engines are kept, since their shapes follow from it. Only for backends in
+            `registry.PRUNING_BACKENDS`.
     """
 
     num_steps: int
@@ -50,6 +54,7 @@ class BackendOptions:
     image_dtype: ImageDtype = "uint8"
     engine_dir: str | None = None
     calibration: Sequence[ModelInputs] = dataclasses.field(default=(), repr=False, compare=False)
+    pruning: TokenPruning | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -63,6 +68,21 @@ class BackendOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class PrunedTokens:
+    """Image tokens of one request.
+
+    Attributes:
+        before: of all real cameras.
+        kept: that count in the prefix.
+        voted: that any token voted for. More than `kept` in `union` mode: the slots did not suffice.
+    """
+
+    before: int
+    kept: int
+    voted: int
+
+
+@dataclasses.dataclass(frozen=True)
 class InferenceResult:
     """What came out of one request.
 
@@ -71,11 +91,13 @@ class InferenceResult:
         stage_seconds: `vision`, `prefix`, `denoise`: seconds each stage took on the device.
             `vision` includes the upload of the request.
         overlapped_seconds: how long its vision and prefix ran beside another request's denoising.
+        pruned: what token pruning did to it; None where it is off.
     """
 
     actions: npt.NDArray[np.float32]
     stage_seconds: Mapping[str, float]
     overlapped_seconds: float = 0.0
+    pruned: PrunedTokens | None = None
 
 
 class Backend(Protocol):

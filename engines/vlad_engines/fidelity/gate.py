@@ -150,7 +150,12 @@ def _compare(
 
     options = policy.options
     reference = compute_reference(
-        policy.checkpoint.contract.model, policy.weights, cases, options.num_steps, options.device
+        policy.checkpoint.contract.model,
+        policy.weights,
+        cases,
+        options.num_steps,
+        options.device,
+        options.pruning,
     )
     progress(STAGE, 0.7)
     report = check_backend(

@@ -41,8 +41,8 @@ class PytorchBackend:
         self._config = model.config
         self._options = options
         self._device = device
-        components = make_components(model, options.num_steps, options.enable_kv_cache)
-        slot = Slot(model.config, model.activation_dtype, device, options.num_steps)
+        components = make_components(model, options.num_steps, options.enable_kv_cache, options.pruning)
+        slot = Slot(model.config, model.activation_dtype, device, options.num_steps, options.pruning)
         self._pipeline: SequentialPipeline | None = SequentialPipeline(components, slot)
         self._tracer: Tracer | None = Tracer(components, slot)
 
