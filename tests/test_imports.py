@@ -16,6 +16,7 @@ FOLDERS = {
     "vlad_engines": "engines",
     "vlad_configs": "configs",
     "vlad_client": "clients",
+    "vlad_training": "training",
 }
 
 ALLOWED = {
@@ -23,6 +24,7 @@ ALLOWED = {
     "vlad_engines": {"vlad_engines", "vlad_configs", "vlad_server.recordings"},
     "vlad_configs": {"vlad_configs"},
     "vlad_client": {"vlad_client"},
+    "vlad_training": {"vlad_training", "vlad_engines", "vlad_configs"},
 }
 
 

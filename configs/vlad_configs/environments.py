@@ -7,6 +7,8 @@ Request keys, cameras and widths are those of the openpi policies (LIBERO, DROID
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -117,6 +119,14 @@ class Environment:
             _check_camera(observation, camera)
         _check_prompt(observation, optional=prompt_optional, bytes_allowed=self.bytes_prompt)
 
+    def optional_cameras(self, observation: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which of the cameras that may be absent a checked request has: only equal ones share a batch."""
+        return tuple(camera.key for camera in self._optional_cameras if _has(observation, camera))
+
+    @functools.cached_property
+    def _optional_cameras(self) -> tuple[Camera, ...]:
+        return tuple(camera for camera in self.cameras if not camera.required)
+
     def _check_camera_names(self, observation: Mapping[str, Any], parent: str) -> None:
         group = observation.get(parent)
         known = [camera.path[-1] for camera in self.cameras if camera.path[0] == parent]
@@ -129,6 +139,13 @@ class Environment:
             raise ObservationError(
                 f"{parent}/{unknown[0]}", f"one of the cameras {', '.join(known)}", "another name"
             )
+
+
+def _has(observation: Mapping[str, Any], camera: Camera) -> bool:
+    group: Any = observation
+    for part in camera.path[:-1]:
+        group = group[part]
+    return camera.path[-1] in group
 
 
 def _describe(value: Any) -> str:
@@ -160,7 +177,8 @@ def _check_vector(observation: Mapping[str, Any], vector: Vector) -> None:
     shape_fits = array.shape == (vector.width,) or (vector.scalar and array.shape == ())
     if array.dtype.kind not in "fiu" or not shape_fits:
         raise ObservationError(vector.key, expected, _describe(array))
-    if not np.isfinite(array).all():
+    # On eight numbers, Python's own loop is several times faster than two calls of numpy.
+    if not all(map(math.isfinite, array.ravel().tolist())):
         raise ObservationError(
             vector.key, expected, f"non-finite values at index {np.flatnonzero(~np.isfinite(array)).tolist()}"
         )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib.metadata
-import ipaddress
 import logging
+import os
 import pathlib
 import signal
 import sys
@@ -17,16 +16,19 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from vlad_configs.access import is_loopback
 from vlad_configs.errors import ConfigError
 from vlad_configs.serving import ServeConfig
 from vlad_server import allocator, capabilities
 from vlad_server.dispatcher import Dispatcher
 from vlad_server.gateway import Gateway
 from vlad_server.health import Pulse
+from vlad_server.loop_watchdog import LoopWatchdog
 from vlad_server.metrics import ServerMetrics
 from vlad_server.monitoring import MonitoringServer
 from vlad_server.readiness import Readiness
 from vlad_server.recordings.recorder import Recorder
+from vlad_server.version import daemon_version
 from vlad_server.worker_process import WORKER_COMMAND
 
 logger = logging.getLogger("vlad.server")
@@ -74,6 +76,7 @@ async def serve_policy(config: ServeConfig, worker_command: Sequence[str] = WORK
             request_bytes=config.max_message_bytes,
             max_waiting=config.max_waiting,
             describe=functools.partial(capabilities.describe, config=config),
+            hang_s=config.hang_s,
             readiness=readiness,
             metrics=metrics,
         )
@@ -83,8 +86,11 @@ async def serve_policy(config: ServeConfig, worker_command: Sequence[str] = WORK
         try:
             port = await gateway.open()
         except OSError as error:
-            raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from error
+            # asyncio wraps the system's words into more of them; those of the system say it all.
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise ConfigError(f"cannot listen on {config.host}:{config.port}: {reason}") from error
         stack.push_async_callback(gateway.close)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
         _log_addresses(config, port, monitoring.port)
 
         tasks = [
@@ -93,6 +99,7 @@ async def serve_policy(config: ServeConfig, worker_command: Sequence[str] = WORK
             asyncio.create_task(_announce(config, readiness, metrics, started)),
         ]
         stack.push_async_callback(_cancel, tasks)
+        stack.callback(LoopWatchdog(pulse).close)
         supervising = tasks[0]
         stopping = asyncio.create_task(signals.get())
         await asyncio.wait({supervising, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -128,25 +135,25 @@ def _bind_monitoring(
 
 def _log_addresses(config: ServeConfig, port: int, metrics_port: int) -> None:
     logger.info(
-        "listening on ws://%s:%d (policy) and http://%s:%d/metrics",
+        "listening on %s://%s:%d (policy) and http://%s:%d/metrics",
+        "wss" if config.access.uses_tls else "ws",
         config.host,
         port,
         config.host,
         metrics_port,
     )
-    if _is_loopback(config.host):
+    if config.status_page:
+        scheme = "https" if config.access.uses_tls else "http"
+        logger.info("status page: %s://%s:%d/", scheme, config.host, port)
+    if is_loopback(config.host):
         logger.info("only this machine can connect; for robots on other machines add --host 0.0.0.0")
-    elif config.api_key is None:
-        logger.warning("anyone who reaches %s can command this policy; consider --api-key", config.host)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    elif not config.access.needs_key:
+        logger.warning(
+            "anyone who reaches %s can command this policy and see its cameras; consider --api-key-file",
+            config.host,
+        )
+    elif not config.access.uses_tls:
+        logger.warning("keys and images travel in the clear on %s; consider --tls-cert", config.host)
 
 
 async def _beat(pulse: Pulse, metrics: ServerMetrics) -> None:
@@ -163,7 +170,7 @@ async def _announce(
     await readiness.wait_ready()
     metadata = readiness.metadata
     metrics.set_build_info(
-        version=importlib.metadata.version("vlad"),
+        version=daemon_version(),
         backend=config.backend,
         precision=str(metadata.get("precision", "")),
         model=str(metadata.get("family", "")),

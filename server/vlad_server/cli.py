@@ -12,8 +12,10 @@ from collections.abc import Sequence
 import tyro
 import uvloop
 
+from vlad_configs.access import AccessConfig
 from vlad_configs.errors import ConfigError
-from vlad_configs.serving import BackendName, Precision, ServeConfig
+from vlad_configs.pruning import Positions, PruningMode, TokenPruning
+from vlad_configs.serving import BackendName, ServeConfig
 from vlad_server import logs
 from vlad_server.app import serve_policy
 from vlad_server.checkpoint_choice import choose_checkpoint
@@ -58,8 +60,11 @@ class Args:
     """Engine that runs the policy; what is named here runs, or the start fails."""
     num_steps: int | None = None
     """Denoising steps; the checkpoint's own number (10 for published ones) where not given."""
-    precision: Precision | None = None
-    """Arithmetic of the network; bf16 on a GPU and fp32 on a CPU where not given."""
+    precision: str | None = None
+    """fp32, tf32, bf16 or fp8, or one for each part, such as vision=fp16,prefix=tf32,denoise=tf32; bf16 on a
+    GPU and fp32 on a CPU where not given."""
+    engine_dir: str | None = None
+    """Folder of prebuilt TensorRT engines, which is only read; nothing is built then."""
     calibration: str | None = None
     """Recording (mcap) or npz file that tells fp8 the size of activations; drawn ones where not given."""
     device: str | None = None
@@ -68,6 +73,14 @@ class Args:
     """Several devices, an engine worker on each: numbers of GPUs or torch devices, such as `0,1`."""
     batch_sizes: str | None = None
     """How many requests may share one computation, such as `1,2,4,8`; for backends that compute batches."""
+    keep_tokens: int | None = None
+    """Token pruning: how many image tokens the prefix keeps, of all cameras together; all where not given."""
+    keep_ratio: float | None = None
+    """The same as a share of the image tokens, above 0 and at most 1."""
+    pruning_mode: PruningMode = "fixed"
+    """`fixed` fills every slot, `union` keeps only tokens with a vote and masks the other slots."""
+    pruning_positions: Positions = "original"
+    """Whether kept tokens stay where they were (`original`) or move together (`compact`)."""
     default_prompt: str | None = None
     """Prompt for requests that carry none."""
     tokenizer: str | None = None
@@ -83,12 +96,34 @@ class Args:
     """Port of /metrics and the health paths; 0 picks a free one."""
     api_key: str | None = None
     """Key that clients must present; better given in the variable VLAD_API_KEY, which `ps` does not show."""
+    api_key_file: str | None = None
+    """File with several keys, a line each: a name and a key, or a key alone; read again at SIGHUP."""
+    require_key: bool = False
+    """Refuse to start without a key."""
+    tls_cert: str | None = None
+    """Certificate chain (PEM); with --tls-key the policy port speaks TLS only. Read again at SIGHUP."""
+    tls_key: str | None = None
+    """Private key (PEM) of --tls-cert."""
+    tls_client_ca: str | None = None
+    """Authorities (PEM); clients must then show a certificate that one of them signed."""
+    allow_origin: str | None = None
+    """Web pages that may open a websocket, such as `https://lab.example`, with commas in between."""
+    max_connections: int = 256
+    """Websockets that may be open at once."""
+    max_requests_per_second: float | None = None
+    """Of one client, by key of --api-key-file or else by address; any number where not given."""
+    status_page: bool = True
+    """Serve the page for people at `/`; --no-status-page for 426 as openpi's server has it."""
     max_message_bytes: int = 64 << 20
     """Largest request in bytes."""
     max_waiting: int = 256
     """Requests that may wait for the engine; what comes on top is refused as busy."""
     session_seconds: float = 60.0
     """How long the session of a robot that names one outlives its connection."""
+    hang_seconds: float = 60.0
+    """How long a busy engine worker may say nothing before it is killed and replaced."""
+    action_limits: str | None = None
+    """JSON file of limits that every chunk is held against before it is sent."""
     drain_seconds: float = 30.0
     """How long requests in flight may take after SIGTERM."""
     keep_connection_on_error: bool = False
@@ -132,6 +167,7 @@ def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
         default_prompt=args.default_prompt,
         num_steps=args.num_steps,
         precision=args.precision,
+        engine_dir=args.engine_dir,
         calibration=args.calibration,
         device=args.device,
         devices=_devices(args.devices),
@@ -141,17 +177,39 @@ def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
         host=args.host,
         port=args.port,
         metrics_port=args.metrics_port,
-        api_key=args.api_key if args.api_key is not None else variables.get(API_KEY_VARIABLE),
+        access=AccessConfig(
+            api_key=args.api_key if args.api_key is not None else variables.get(API_KEY_VARIABLE),
+            api_key_file=args.api_key_file,
+            require_key=args.require_key,
+            tls_certificate=args.tls_cert,
+            tls_key=args.tls_key,
+            tls_client_ca=args.tls_client_ca,
+            allowed_origins=_names(args.allow_origin),
+            max_connections=args.max_connections,
+            max_requests_per_s=args.max_requests_per_second,
+        ),
         max_message_bytes=args.max_message_bytes,
         max_waiting=args.max_waiting,
         session_ttl_s=args.session_seconds,
+        hang_s=args.hang_seconds,
+        action_limits=args.action_limits,
+        status_page=args.status_page,
         record_dir=args.record,
         record_file_bytes=args.record_file_bytes,
         drain_s=args.drain_seconds,
         keep_connection_on_error=args.keep_connection_on_error,
         debug=args.debug,
         allow_low_fidelity=args.allow_low_fidelity,
+        token_pruning=_token_pruning(args),
     )
+
+
+def _token_pruning(args: Args) -> TokenPruning | None:
+    if args.keep_tokens is None and args.keep_ratio is None:
+        if (args.pruning_mode, args.pruning_positions) != ("fixed", "original"):
+            raise ConfigError("--pruning-mode and --pruning-positions need --keep-tokens or --keep-ratio")
+        return None
+    return TokenPruning(args.keep_tokens, args.keep_ratio, args.pruning_mode, args.pruning_positions)
 
 
 def _devices(listed: str | None) -> tuple[str, ...]:
@@ -161,6 +219,10 @@ def _devices(listed: str | None) -> tuple[str, ...]:
     if not all(names):
         raise ConfigError(f"--devices must be names with commas in between, such as 0,1, not '{listed}'")
     return tuple(f"cuda:{name}" if name.isdecimal() else name for name in names)
+
+
+def _names(listed: str | None) -> tuple[str, ...]:
+    return () if listed is None else tuple(name.strip() for name in listed.split(","))
 
 
 def _batch_sizes(listed: str | None) -> tuple[int, ...]:

@@ -26,6 +26,8 @@ class Exchange:
         is_roboarena: True where the reply is RoboArena's.
         decoded: when it was found to be usable.
         request_id: of the dispatcher; None while it is not with it.
+        warnings: what a client that reads warnings should know of its chunk.
+        cameras: which of those that may be absent it has.
         note: why the chunk does not continue the one before, as asked; None where there is nothing to say.
         frame_received: the request as it came, for the recorder.
         seed: of the chunk's noise, where the request brings no noise of its own and is recorded.
@@ -41,8 +43,10 @@ class Exchange:
     is_roboarena: bool = False
     decoded: float = 0.0
     request_id: int | None = None
+    cameras: tuple[str, ...] = ()
     note: str | None = None
-    frame_received: bytes | bytearray = b""
+    warnings: tuple[str, ...] = ()
+    frame_received: bytes | bytearray | memoryview = b""
     seed: int | None = None
     continuation: Mapping[str, Any] | None = None
     findings: Sequence[Finding] = ()
@@ -55,7 +59,7 @@ class Exchange:
     @property
     def terms(self) -> Terms:
         """What the scheduler needs to know."""
-        return Terms(self.session, self.received, self.options.slack_s, self.expires)
+        return Terms(self.session, self.received, self.options.slack_s, self.expires, self.cameras)
 
     def message(self, reply: Reply, now: float, previous_total_ms: float | None) -> dict[str, Any]:
         """The reply as a map; the session then knows the chunk."""
@@ -83,7 +87,7 @@ class Exchange:
     def _additions(self, reply: Reply, now: float) -> dict[str, Any]:
         rtc = continuations.report(reply.rtc, self.options, self.note)
         superseded, untold = self.session.take_superseded()
-        warnings = [rtc["note"]] if rtc and rtc["note"] else []
+        warnings = [*self.warnings, *([rtc["note"]] if rtc and rtc["note"] else [])]
         if untold:
             warnings.append(f"{untold} more observations were superseded")
         return {

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
+import pathlib
+import time
+from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
+from vlad_configs.action_limits import load_action_limits
 from vlad_configs.serving import ServeConfig
 from vlad_server import health
+from vlad_server.action_guard import ActionGuard
 from vlad_server.dispatcher import Dispatcher
 from vlad_server.doctor.doctor import ObservationDoctor
+from vlad_server.gatekeeper import Gatekeeper
 from vlad_server.images import ImageDecoder
 from vlad_server.metrics import ServerMetrics
 from vlad_server.policy_connection import PolicyConnection
@@ -22,6 +27,8 @@ from vlad_server.readiness import Readiness
 from vlad_server.recordings.recorder import Recorder
 from vlad_server.robot_connection import RobotConnection
 from vlad_server.sessions import SessionRegistry
+from vlad_server.status.board import StatusBoard
+from vlad_server.status.page import StatusPage
 
 logger = logging.getLogger("vlad.server")
 
@@ -38,6 +45,9 @@ class Gateway:
 
     Args:
         dispatcher: where connections send their requests.
+
+    Raises:
+        ConfigError: where a file of keys, certificates or action limits cannot be used.
     """
 
     def __init__(
@@ -61,6 +71,23 @@ class Gateway:
         self._images = ImageDecoder(config.robot, config.max_message_bytes)
         self._doctor = ObservationDoctor(config.robot, metrics)
         self._serving: set[asyncio.Task[Any]] = set()
+        self._robots: dict[RobotConnection, None] = {}  # in the order in which they came
+        self._gatekeeper = Gatekeeper(config.access, listens_on=config.host, metrics=metrics)
+        limits = config.action_limits
+        self._guard = ActionGuard(
+            None if limits is None else load_action_limits(pathlib.Path(limits), config.environment), metrics
+        )
+        self._board = StatusBoard(config.robot)
+        self._page: StatusPage | None = None
+        if config.status_page:
+            self._page = StatusPage(
+                self._board,
+                config=config,
+                readiness=readiness,
+                metrics=metrics,
+                connections=lambda: [robot.describe() for robot in self._robots],
+                refuse=self._gatekeeper.refuse_reader,
+            )
         self._server: Server | None = None
 
     async def open(self) -> int:
@@ -86,9 +113,15 @@ class Gateway:
             close_timeout=CLOSE_TIMEOUT_S,
             max_size=self._config.max_message_bytes,
             logger=quiet,
+            ssl=self._gatekeeper.tls,
         )
+        self._sampling = asyncio.create_task(self._sample_round_trips())
         port: int = next(iter(self._server.sockets)).getsockname()[1]
         return port
+
+    def reload(self) -> None:
+        """Read api keys and certificates again; open connections are left alone."""
+        self._gatekeeper.reload()
 
     async def drain(self, limit_s: float) -> bool:
         """Wait until every connection has been answered and closed; False where `limit_s` ran out first.
@@ -107,7 +140,19 @@ class Gateway:
             connection.transport.abort()
         self._server.close()
         await self._server.wait_closed()
+        self._sampling.cancel()
         self._images.close()
+        if self._page is not None:
+            self._page.close()
+
+    async def _sample_round_trips(self) -> None:
+        """Note how far away clients are, as often as the library pings them."""
+        assert self._server is not None
+        while True:
+            await asyncio.sleep(PING_INTERVAL_S)
+            for connection in self._server.connections:
+                if connection.latency:
+                    self._metrics.client_rtt.observe(connection.latency)
 
     async def _serve_connection(self, connection: ServerConnection) -> None:
         task = asyncio.current_task()
@@ -115,9 +160,10 @@ class Gateway:
         self._serving.add(task)
         self._metrics.connections.inc()
         logger.info("%s: connected", connection.remote_address)
+        robot: RobotConnection | None = None
         try:
             assert isinstance(connection, PolicyConnection)
-            code = await RobotConnection(
+            robot = RobotConnection(
                 connection,
                 self._dispatcher,
                 config=self._config,
@@ -127,21 +173,33 @@ class Gateway:
                 images=self._images,
                 doctor=self._doctor,
                 recorder=self._recorder,
-            ).run()
+                guard=self._guard,
+                board=self._board,
+                allowance=self._gatekeeper.allowance_of(connection, time.perf_counter()),
+            )
+            self._robots[robot] = None
+            code = await robot.run()
             logger.info("%s: closed with code %d", connection.remote_address, code)
         except Exception:
             logger.exception("%s: session failed", connection.remote_address)
         finally:
             self._serving.discard(task)
+            if robot is not None:
+                self._robots.pop(robot, None)
             self._metrics.connections.dec()
 
-    def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _process_request(
+        self, connection: ServerConnection, request: Request
+    ) -> Response | Awaitable[Response] | None:
         """Answer plain HTTP and turn away those who may not connect; None lets the handshake go on."""
         assert isinstance(connection, PolicyConnection)
         probe = health.answer(request.path, self._readiness, self._pulse)
         if probe is not None:
             return connection.without_body(connection.respond(*probe))
-        if connection.is_head or "upgrade" not in "".join(request.headers.get_all("Connection")).lower():
+        is_upgrade = "upgrade" in "".join(request.headers.get_all("Connection")).lower()
+        if self._page is not None and not is_upgrade and (answer := self._page.answer(request)) is not None:
+            return connection.without_body(answer) if isinstance(answer, Response) else answer
+        if connection.is_head or not is_upgrade:
             return connection.without_body(
                 connection.respond(
                     HTTPStatus.UPGRADE_REQUIRED,
@@ -151,17 +209,5 @@ class Gateway:
         if self._readiness.is_draining:
             self._metrics.connection_attempts["draining"].inc()
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "the server is going away\n")
-        if not self._admits(request):
-            self._metrics.connection_attempts["unauthorized"].inc()
-            return connection.respond(
-                HTTPStatus.UNAUTHORIZED, "send the header 'Authorization: Api-Key <key>'\n"
-            )
-        self._metrics.connection_attempts["accepted"].inc()
-        return None
-
-    def _admits(self, request: Request) -> bool:
-        if self._config.api_key is None:
-            return True
-        scheme, _, key = "".join(request.headers.get_all("Authorization")).partition(" ")
-        matches = hmac.compare_digest(key.strip().encode(), self._config.api_key.encode())
-        return matches and scheme.lower() in ("api-key", "bearer")
+        refusal = self._gatekeeper.refuse_robot(connection, request.headers)
+        return None if refusal is None else connection.respond(*refusal)

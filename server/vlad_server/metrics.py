@@ -20,6 +20,8 @@ from prometheus_client import (
 )
 
 from vlad_server.doctor.examination import KINDS as OBSERVATION_WARNINGS
+from vlad_server.engine_metrics import EngineMetrics
+from vlad_server.freshness_metrics import FreshnessMetrics
 from vlad_server.latency_histogram import LatencyHistogram, LatencyHistograms
 
 NAMESPACE = "vlad"
@@ -32,14 +34,17 @@ REQUEST_BUCKETS = (
 
 STAGE_BUCKETS = (
     *(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.010, 0.0125, 0.015, 0.020),
-    *(0.030, 0.050, 0.100, 0.500, 1.0, 5.0),
+    *(0.030, 0.050, 0.100, 0.200, 0.500, 1.0, 2.0, 5.0, 10.0),
 )
+RTT_BUCKETS = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.010, 0.020, 0.050, 0.100, 0.200, 0.500, 1.0, 5.0)
 LAG_BUCKETS = (0.001, 0.002, 0.005, 0.010, 0.020, 0.050, 0.100, 0.500)
 
 OUTCOMES = (
     *("ok", "invalid", "engine_error", "worker_lost", "cancelled"),
-    *("busy", "expired", "superseded", "reset"),
+    *("busy", "expired", "superseded", "reset", "limited"),
 )
+CONNECTION_OUTCOMES = ("accepted", "unauthorized", "draining", "forbidden_origin", "at_capacity")
+ACTION_LIMITS = ("low", "high", "step")
 STAGES = ("decode", "preprocess", "vision", "prefix", "denoise", "postprocess", "encode", "send")
 STATES = ("starting", "loading", "ready", "restarting", "draining", "failed")
 CLOSE_CODES = ("1000", "1001", "1003", "1006", "1007", "1008", "1009", "1011", "1012", "1013", "other")
@@ -57,9 +62,7 @@ class ServerMetrics:
         requests = self._counter("requests_total", "Requests by how they ended; each ends once.", "outcome")
         self.requests = {outcome: requests.labels(outcome) for outcome in OUTCOMES}
         attempts = self._counter("connection_attempts_total", "Websocket handshakes by outcome.", "outcome")
-        self.connection_attempts = {
-            outcome: attempts.labels(outcome) for outcome in ("accepted", "unauthorized", "draining")
-        }
+        self.connection_attempts = {outcome: attempts.labels(outcome) for outcome in CONNECTION_OUTCOMES}
         disconnects = self._counter("disconnects_total", "Closed connections by close code.", "code")
         self._disconnects = {code: disconnects.labels(code) for code in CLOSE_CODES}
         self.received_bytes = self._counter("received_bytes_total", "Payload bytes of requests.")
@@ -68,6 +71,13 @@ class ServerMetrics:
             "send_timeouts_total", "Connections aborted because the client did not read its reply."
         )
         self.worker_restarts = self._counter("worker_restarts_total", "Engine workers started again.")
+        self.worker_hangs = self._counter(
+            "worker_hangs_total", "Engine workers that were killed because they answered nothing any more."
+        )
+        violations = self._counter(
+            "action_limit_violations_total", "Actions outside the limits of --action-limits.", "limit"
+        )
+        self.action_limit_violations = {limit: violations.labels(limit) for limit in ACTION_LIMITS}
         self.workers_ready = self._gauge("workers_ready", "Engine workers that take requests.")
         self.sessions = self._gauge(
             "sessions", "Sessions of robots that name themselves, with and without connection."
@@ -105,6 +115,11 @@ class ServerMetrics:
             label="stage",
             values=STAGES,
         ).series
+        self.freshness = FreshnessMetrics(registry, NAMESPACE)
+        self.engine = EngineMetrics(registry, NAMESPACE)
+        self.client_rtt = self._histogram(
+            "client_rtt_seconds", "Round trip of a keepalive ping to each client.", RTT_BUCKETS
+        )
         self.event_loop_lag = self._histogram(
             "event_loop_lag_seconds", "Delay of a 50 ms timer on the server's event loop.", LAG_BUCKETS
         )
@@ -123,6 +138,13 @@ class ServerMetrics:
             "build_info", "1; what is being served.", "version", "backend", "precision", "model", "env"
         )
 
+        self.image_tokens_kept = self._gauge(
+            "image_tokens_kept", "Image tokens in the prefix of the last pruned request; 0 without pruning."
+        )
+        self.image_tokens_voted = self._gauge(
+            "image_tokens_voted",
+            "Image tokens with a vote in the last pruned request; 0 without pruning.",
+        )
         self.fidelity_passed = self._gauge(
             "fidelity_passed", "1 where the backend is close enough to the float32 reference, else 0."
         )
@@ -154,6 +176,24 @@ class ServerMetrics:
             value = value_of_reference if exact else fidelity.get(name)
             gauge.set(math.nan if value is None else value)
 
+    def request_counts(self) -> dict[str, int]:
+        """Requests so far by outcome."""
+        return {outcome: _value(counter) for outcome, counter in self.requests.items()}
+
+    def worker_counts(self) -> dict[str, int]:
+        """Engine workers: how many are ready, were started again, were killed because they hung."""
+        return {
+            "ready": _value(self.workers_ready),
+            "restarts": _value(self.worker_restarts),
+            "hangs": _value(self.worker_hangs),
+        }
+
+    def note_pruning(self, policy_timing: Mapping[str, float]) -> None:
+        """Publish what token pruning did to a request, where it did anything."""
+        if "image_tokens_kept" in policy_timing:
+            self.image_tokens_kept.set(policy_timing["image_tokens_kept"])
+            self.image_tokens_voted.set(policy_timing["image_tokens_voted"])
+
     def count_disconnect(self, code: int) -> None:
         """Count a closed connection under its close code."""
         self._disconnects.get(str(code), self._disconnects["other"]).inc()
@@ -166,3 +206,8 @@ class ServerMetrics:
 
     def _histogram(self, name: str, text: str, bounds: tuple[float, ...]) -> LatencyHistogram:
         return LatencyHistograms(self.registry, f"{NAMESPACE}_{name}", text, bounds).series[""]
+
+
+def _value(metric: Counter | Gauge) -> int:
+    """The present value of a child; reading it renders nothing."""
+    return int(next(iter(next(iter(metric.collect())).samples)).value)

@@ -8,7 +8,8 @@ VladError
     ├── BusyError       busy         no room to wait
     ├── ExpiredError    expired      not to be had before its deadline
     ├── SupersededError superseded   a newer observation took its place
-    └── ResetError      reset        its episode is over
+    ├── ResetError      reset        its episode is over
+    └── LimitedError    limited      its client asks more often than it may
 """
 
 from __future__ import annotations
@@ -55,6 +56,12 @@ class ResetError(UnservedError):
     """The episode that the observation belongs to is over."""
 
     code = "reset"
+
+
+class LimitedError(UnservedError):
+    """The client asks more often than it may."""
+
+    code = "limited"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,19 +18,27 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from vlad_configs.errors import EngineError, ObservationError
 from vlad_configs.serving import ServeConfig
 from vlad_engines.worker_protocol import CONTINUATION_KEY
 from vlad_server import continuations, roboarena, wire
+from vlad_server.action_guard import ActionGuard
 from vlad_server.dispatcher import Dispatcher
 from vlad_server.doctor.doctor import ObservationDoctor
 from vlad_server.exchange import Exchange, error_frame
 from vlad_server.images import ImageDecoder, has_encoded_images
 from vlad_server.metrics import ServerMetrics
-from vlad_server.outcomes import Outcome, Reply, ResetError, SupersededError, UnservedError, code_of
+from vlad_server.outcomes import (
+    LimitedError,
+    Outcome,
+    Reply,
+    ResetError,
+    SupersededError,
+    UnservedError,
+    code_of,
+)
 from vlad_server.policy_connection import Message, PolicyConnection
+from vlad_server.rate_limit import Allowance
 from vlad_server.readiness import Readiness
 from vlad_server.recordings.exchange_recorder import ExchangeRecorder
 from vlad_server.recordings.recorder import Recorder
@@ -42,6 +50,7 @@ from vlad_server.request_options import (
     read_options,
 )
 from vlad_server.sessions import Session, SessionRegistry
+from vlad_server.status.board import StatusBoard
 from vlad_server.worker_link import Work
 
 logger = logging.getLogger("vlad.server")
@@ -59,6 +68,7 @@ class RobotConnection:
 
     Args:
         recorder: None where nothing is recorded.
+        allowance: how often its client may ask; None for any number.
     """
 
     def __init__(
@@ -73,6 +83,9 @@ class RobotConnection:
         images: ImageDecoder,
         doctor: ObservationDoctor,
         recorder: Recorder | None,
+        guard: ActionGuard,
+        board: StatusBoard,
+        allowance: Allowance | None,
     ) -> None:
         self._connection = connection
         self._dispatcher = dispatcher
@@ -81,8 +94,12 @@ class RobotConnection:
         self._metrics = metrics
         self._sessions = sessions
         self._images = images
+        self._guard = guard
+        self._board = board
+        self._allowance = allowance
         self._doctor = doctor
         self._recorder = None if recorder is None else ExchangeRecorder(recorder, readiness)
+        self._robot = config.robot
         self._policy_keys = config.robot.request_keys | POLICY_KEYS
         self._loop = asyncio.get_running_loop()
         self._is_idle = asyncio.Event()
@@ -102,6 +119,15 @@ class RobotConnection:
         self._unread: asyncio.TimerHandle | None = None
         self._has_unread_reply = False
         self._closing: asyncio.Task[None] | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """For people, as JSON types: address, requests so far, sessions by name, whether it streams."""
+        return {
+            "address": self._name,
+            "requests": self._count,
+            "sessions": sorted(self._named_sessions),
+            "streams": self._is_streaming,
+        }
 
     async def run(self) -> int:
         """Serve until the connection ends; never raises for what the client does.
@@ -178,6 +204,11 @@ class RobotConnection:
     def _address(self) -> Any:
         return self._connection.remote_address
 
+    @property
+    def _name(self) -> str:
+        address = self._address
+        return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "unknown"
+
     def _break_off(self) -> None:
         """A defect of ours costs this connection, and nobody else anything."""
         logger.exception("%s: connection failed", self._address)
@@ -192,20 +223,22 @@ class RobotConnection:
                 raise wire.WireError("expected a binary frame with a msgpack map, received a text frame")
             request = wire.decode(message)
             observation_id = read_observation_id(request)
+            if self._allowance is not None and not self._allowance.take(received):
+                raise LimitedError("limited: more requests per second than --max-requests-per-second allows")
             if roboarena.is_roboarena(request):
                 self._begin_roboarena(request, received, message)
                 return
             options = read_options(request)
             exchange = self._exchange(request, options, received)
             exchange.frame_received = message
-        except (wire.WireError, ObservationError) as error:
+        except (wire.WireError, ObservationError, LimitedError) as error:
             self._refuse(error, observation_id)
             self._continue()
             return
         self._prepare(exchange)
 
     def _begin_roboarena(
-        self, request: Mapping[str, Any], received: float, message: bytes | bytearray
+        self, request: Mapping[str, Any], received: float, message: bytes | bytearray | memoryview
     ) -> None:
         if roboarena.endpoint_of(request) == "reset":
             self._session.begin_episode()
@@ -247,7 +280,7 @@ class RobotConnection:
             self._begin_stream()
         else:
             self._lock_step = exchange
-        if not has_encoded_images(exchange.observation, self._config.robot):
+        if not has_encoded_images(exchange.observation, self._robot):
             self._submit(exchange)
         elif exchange.session not in self._decoding:
             self._decode_images(exchange)
@@ -284,7 +317,8 @@ class RobotConnection:
         metadata, options = self._readiness.metadata, exchange.options
         observation = exchange.observation
         try:
-            self._config.robot.check(observation, prompt_optional=metadata.get("default_prompt") is not None)
+            self._robot.check(observation, prompt_optional=metadata.get("default_prompt") is not None)
+            exchange.cameras = self._robot.optional_cameras(observation)
             can_continue = bool(metadata.get("vlad", {}).get("rtc"))
             continuation, exchange.note = continuations.resolve(
                 options, exchange.session, supported=can_continue
@@ -309,8 +343,8 @@ class RobotConnection:
         assert exchange.request_id is not None
         del self._open[exchange.request_id]
         try:
-            if isinstance(outcome, Reply) and not np.isfinite(outcome.actions).all():
-                outcome = EngineError("the policy returned non-finite actions; they are never sent")
+            if isinstance(outcome, Reply):
+                outcome, exchange.warnings = self._guard.checked(outcome)
             if isinstance(outcome, Reply):
                 self._answer(exchange, outcome)
             elif isinstance(outcome, SupersededError):
@@ -356,11 +390,28 @@ class RobotConnection:
             self._has_unread_reply = True
         self._metrics.request_duration.observe(sent - exchange.received)
         self._metrics.request_queue_duration.observe(max(0.0, reply.started - exchange.decoded))
+        self._metrics.freshness.note_chunk(
+            received=exchange.received,
+            started=reply.started,
+            sent=sent,
+            expires=exchange.expires,
+            control_hz=exchange.options.control_hz,
+            rtc=reply.rtc,
+        )
         self._metrics.stages["encode"].observe(encoded - encoding)
         self._metrics.stages["send"].observe(sent - encoded)
         for name, milliseconds in reply.policy_timing.items():
             if (histogram := self._metrics.stages.get(name.removesuffix("_ms"))) is not None:
                 histogram.observe(1e-3 * milliseconds)
+        self._metrics.note_pruning(reply.policy_timing)
+        if self._board.is_watched:
+            self._board.note_reply(
+                exchange.session.session_id or self._name,
+                exchange.observation,
+                message,
+                encode_ms=1e3 * (encoded - encoding),
+                send_ms=1e3 * (sent - encoded),
+            )
         if self._recorder is not None:
             self._recorder.answered(exchange, message, payload)
 
@@ -396,6 +447,8 @@ class RobotConnection:
         code = code_of(error)
         self._metrics.requests["engine_error" if code == "engine" else code].inc()
         text = str(error)
+        if self._board.is_watched:
+            self._board.note_refusal(self._name, code, text)
         if self._config.debug:
             text += "\n\n" + "".join(traceback.format_exception(error))
         level = logging.DEBUG if isinstance(error, UnservedError) else logging.WARNING

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,9 @@ _ENVIRONMENT = {
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
 """What a worker's environment holds unless the daemon's own says otherwise."""
+
+ABORT_S = 2.0
+"""What a worker gets to write its stacks before it is killed."""
 
 _RECEIVE_BUFFER = protocol.MAX_PACKET_BYTES
 
@@ -82,6 +86,13 @@ class WorkerProcess:
         while (code := self._process.poll()) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return code
+
+    async def abort(self) -> None:
+        """Have the worker write the stacks of its threads to stderr and die; kill it where it cannot."""
+        self._process.send_signal(signal.SIGABRT)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._closed), ABORT_S)
+        self._process.kill()
 
     def close(self) -> None:
         """Cut the worker off; it ends by itself at once, and is killed should it not."""

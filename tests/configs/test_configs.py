@@ -76,7 +76,7 @@ def test_pi05_libero_never_sees_the_state() -> None:
         ({"port": 70000}, "--port"),
         ({"port": 9100}, "different ports"),
         ({"max_message_bytes": 10}, "--max-message-bytes"),
-        ({"api_key": "  "}, "api key is empty"),
+        ({"hang_s": 0.0}, "--hang-seconds"),
         ({"drain_s": -1.0}, "drain_s"),
     ],
 )

@@ -212,7 +212,7 @@ def test_a_text_frame_that_is_not_utf8_closes_with_1007(daemon: Daemon) -> None:
         assert caught.value.rcvd.code == 1007
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/livez", "/anything"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/livez", "/", "/anything"])
 def test_http_paths_answer_as_described(daemon: Daemon, path: str) -> None:
     (row,) = [row for row in _rows(_section("HTTP on the same port")) if f"`{path}`" in row[0]] or [
         row for row in _rows(_section("HTTP on the same port")) if "anything else" in row[0]
@@ -235,6 +235,7 @@ def test_limits_are_those_of_the_code() -> None:
         "a text": f"{wire.MAX_TEXT_BYTES} bytes",
         "lists and maps in a message": str(wire.MAX_CONTAINERS),
         "time for the handshake": f"{gateway.OPEN_TIMEOUT_S:.0f} s",
+        "connections": str(config.access.max_connections),
         "time that a reply may stay unread": f"{config.send_timeout_s:.0f} s",
     }
     rows = {row[0]: row[1] for row in _rows(_section("Limits"))}

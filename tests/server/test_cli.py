@@ -62,9 +62,9 @@ def test_all_backends_can_be_named() -> None:
 def test_api_key_comes_from_the_environment_unless_given() -> None:
     variables = {cli.API_KEY_VARIABLE: "from the environment"}
     args = cli.parse(["--checkpoint", "demo"])
-    assert cli.serve_config(args, variables).api_key == "from the environment"
+    assert cli.serve_config(args, variables).access.api_key == "from the environment"
     args = cli.parse(["--checkpoint", "demo", "--api-key", "given"])
-    assert cli.serve_config(args, variables).api_key == "given"
+    assert cli.serve_config(args, variables).access.api_key == "given"
 
 
 def test_devices_are_numbers_of_gpus_or_names() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-_LISTENING = re.compile(r"listening on ws://[^ ]*:(\d+) \(policy\) and http://[^ ]*:(\d+)/metrics")
+_LISTENING = re.compile(r"listening on wss?://[^ ]*:(\d+) \(policy\) and http://[^ ]*:(\d+)/metrics")
 
 
 class Daemon:

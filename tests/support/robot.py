@@ -78,7 +78,7 @@ def connect_robot(port: int, *, timeout_s: float = 60.0, path: str = "", **optio
         yield Robot(connection, timeout_s)
 
 
-def open_connection(port: int, *, path: str = "", **options: Any) -> ClientConnection:
+def open_connection(port: int, *, path: str = "", scheme: str = "ws", **options: Any) -> ClientConnection:
     """A websocket as openpi's client opens it; nothing is read yet."""
     options = {"compression": None, "max_size": None, "proxy": None, **_LEGACY, **options}
-    return connect(f"ws://127.0.0.1:{port}{path}", **options)
+    return connect(f"{scheme}://127.0.0.1:{port}{path}", **options)

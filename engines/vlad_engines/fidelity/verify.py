@@ -71,10 +71,11 @@ def verify_checkpoint(
     for candidate in candidates:
         options = BackendOptions(
             steps,
-            candidate.precision,  # type: ignore[arg-type]
+            candidate.precision,
             device,
             camera_counts=camera_counts,
             batch_sizes=batch_sizes,
+            image_dtype=contract.image_dtype,
             calibration=calibration,
         )
         backend = create_backend(candidate.name, contract.model, weights, options)

@@ -18,7 +18,8 @@ class ModelInputs:
 
     Attributes:
         cameras: names of the model's camera slots that carry an image, in slot order.
-        images: `[C, 224, 224, 3]`, C = len(cameras). Either uint8 in 0..255, or float32 in [-1, 1].
+        images: `[C, S, S, 3]`, C = len(cameras), S the model's image size. Either uint8 in 0..255, or
+            float32 in [-1, 1].
         tokens: `[L]` int64, prompt token ids padded with 0 to the contract's max_token_len.
         token_mask: `[L]` bool, True for real tokens; real tokens come first.
         state: `[action_dim]` float64, normalised and padded with zeros.

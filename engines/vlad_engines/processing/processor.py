@@ -15,7 +15,7 @@ import numpy.typing as npt
 from vlad_configs.contract import Contract
 from vlad_configs.environments import Camera, prompt_text
 from vlad_configs.errors import CheckpointError, EngineError, ObservationError
-from vlad_configs.models import CAMERA_SLOTS, IMAGE_SIZE
+from vlad_configs.models import CAMERA_SLOTS
 from vlad_engines.processing import images, robot_conventions
 from vlad_engines.processing.model_inputs import ModelInputs
 from vlad_engines.processing.normalization import Normalizer, NormStats
@@ -215,11 +215,11 @@ class Processor:
         return cameras, np.stack([by_slot[slot] for slot in cameras])
 
     def _picture(self, camera: Camera, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        pixels = images.channels_last(image, camera.layout)
+        pixels, side = images.channels_last(image, camera.layout), self._contract.model.siglip.image_size
         try:
             if self._contract.image_resize == "pil_antialiased":
-                return images.resize_with_pad(images.to_uint8(pixels), IMAGE_SIZE, IMAGE_SIZE)
-            unit = images.resize_with_pad_bilinear(images.to_unit_float(pixels), IMAGE_SIZE, IMAGE_SIZE)
+                return images.resize_with_pad(images.to_uint8(pixels), side, side)
+            unit = images.resize_with_pad_bilinear(images.to_unit_float(pixels), side, side)
             return unit * np.float32(2) - np.float32(1)
         except ValueError as error:
             raise ObservationError(camera.key, "uint8 in 0..255 or float in 0..1", str(error)) from None

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from vlad_configs.errors import ConfigError, VladError
-from vlad_configs.serving import BackendName, Precision
+from vlad_configs.serving import BackendName
 from vlad_engines.replay.replay import replay
 from vlad_engines.unified_policy import UnifiedPolicy
 from vlad_server.recordings.comparison import compare
@@ -36,7 +36,7 @@ class Args:
     """Where the chunks go; FILE.BACKEND.npz beside the recording where not given."""
     backend: BackendName = "pytorch"
     """Engine that computes them."""
-    precision: Precision | None = None
+    precision: str | None = None
     """fp32, bf16 or fp8; bf16 on a GPU and fp32 on a CPU where not given."""
     device: str | None = None
     """Torch device; the first GPU, or else the CPU, where not given."""

@@ -85,8 +85,8 @@ def from_bytes(message: bytes) -> RecordedExchange:
 
 
 def pipe_parts(
-    header: Mapping[str, Any], request: bytes | bytearray, reply: bytes
-) -> list[bytes | bytearray]:
+    header: Mapping[str, Any], request: bytes | bytearray | memoryview, reply: bytes
+) -> list[bytes | bytearray | memoryview]:
     """A frame of the recorder's pipe, in parts so that a request is not copied once more.
 
     Args:

@@ -68,7 +68,7 @@ class Recorder:
             raise ConfigError(f"cannot record to {directory}: {error.strerror}") from error
         self._directory = directory
         self._metrics = metrics
-        self._queue: queue.SimpleQueue[list[bytes | bytearray] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[bytes | bytearray | memoryview] | None] = queue.SimpleQueue()
         self._queued_bytes = 0
         self._done_bytes = 0
         """Each of the two sums is written by one thread only; their difference is what is queued."""
@@ -94,7 +94,11 @@ class Recorder:
         return self._connections - 1
 
     def record(
-        self, header: Mapping[str, Any], request: bytes | bytearray, reply: bytes, policy: Mapping[str, Any]
+        self,
+        header: Mapping[str, Any],
+        request: bytes | bytearray | memoryview,
+        reply: bytes,
+        policy: Mapping[str, Any],
     ) -> None:
         """Queue one exchange; returns at once.
 
@@ -130,7 +134,7 @@ class Recorder:
         assert self._process.stdout is not None
         self._process.stdout.close()
 
-    def _put(self, parts: list[bytes | bytearray]) -> None:
+    def _put(self, parts: list[bytes | bytearray | memoryview]) -> None:
         self._queued_bytes += sum(map(len, parts))
         self._queue.put(parts)
 
@@ -164,7 +168,7 @@ class Recorder:
                 self._metrics.recorder_dropped.inc()
 
 
-def _write_all(pipe: int, parts: Sequence[bytes | bytearray]) -> None:
+def _write_all(pipe: int, parts: Sequence[bytes | bytearray | memoryview]) -> None:
     """Write buffers without joining them first; the interpreter is free while the pipe is full."""
     views = [memoryview(part) for part in parts if part]
     while views:
