@@ -235,7 +235,7 @@ def _batch_sizes(listed: str | None) -> tuple[int, ...]:
 
 
 def _record_somewhere(arguments: Sequence[str]) -> list[str]:
-    """Understand the switch that openpi has: --record alone means the usual directory, --no-record nothing."""
+    """Understand the switch that openpi has: --record alone means the usual directory."""
     given = [argument for argument in arguments if argument != "--no-record"]
     for index in range(len(given) - 1, -1, -1):
         following = given[index + 1] if index + 1 < len(given) else "--"
