@@ -19,8 +19,8 @@ _START = b"\x82\xff"
 """A final, binary, masked frame whose length has eight bytes, without extensions."""
 
 LEAST_BYTES, LARGEST_BYTES = 1 << 16, 4 << 20
-"""Shorter ones need no length of eight bytes. Memory is set aside for a whole frame at once; for what is larger,
-the library's grows with what has come."""
+"""Shorter ones need no length of eight bytes. Memory is set aside for a whole frame at once; for larger
+ones, the library's grows with what has come."""
 
 _LENGTH_AND_MASK = struct.Struct("!2xQ4s")
 _SMALL_REPLY, _LARGE_REPLY, _HUGE_REPLY = struct.Struct("!BB"), struct.Struct("!BBH"), struct.Struct("!BBQ")
