@@ -161,6 +161,8 @@ def _run_all(jobs: Sequence[EpisodeJob], log: EpisodeLog, workers: int) -> None:
 
 
 def _write_recording(out: pathlib.Path, jobs: Sequence[EpisodeJob]) -> None:
+    if (out / "record").exists():
+        return
     files = [job.record for job in jobs if job.record is not None and job.record.exists()]
     info = write_dataset(out / "record", [functools.partial(load_episode, file) for file in files])
     print(f"eval_libero: {info['total_episodes']} episodes recorded in {out / 'record'}")
