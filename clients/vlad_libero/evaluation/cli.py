@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
+    if options.workers < 1 or options.videos < 0:
+        raise LiberoError("--workers must be at least 1, --videos not negative")
     assets = choose_assets(options.assets)
     protocol = _protocol(options, assets)
     playing = Playing(protocol.replan_steps, options.delay_steps, options.play)
