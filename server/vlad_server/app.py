@@ -176,6 +176,7 @@ async def _announce(
         model=str(metadata.get("family", "")),
         env=config.environment,
     )
+    metrics.set_components(metadata.get("components", {}))
     metrics.set_fidelity(metadata.get("fidelity", {}))
     logger.info("ready after %.1f s: %s", time.monotonic() - started, dict(metadata))
 

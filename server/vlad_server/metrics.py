@@ -145,6 +145,12 @@ class ServerMetrics:
             "image_tokens_voted",
             "Image tokens with a vote in the last pruned request; 0 without pruning.",
         )
+        self._component_info = self._gauge(
+            "component_info",
+            "1; what runs each component. How often: vlad_stage_duration_seconds_count of the stage.",
+            *("component", "engine", "precision", "version"),
+        )
+
         self.fidelity_passed = self._gauge(
             "fidelity_passed", "1 where the backend is close enough to the float32 reference, else 0."
         )
@@ -164,6 +170,13 @@ class ServerMetrics:
         """Publish what is being served, replacing what was published before."""
         self._build_info.clear()
         self._build_info.labels(version, backend, precision, model, env).set(1)
+
+    def set_components(self, components: Mapping[str, Mapping[str, Any]]) -> None:
+        """Publish the metadata entry `components`, replacing what was published before."""
+        self._component_info.clear()
+        for name, part in components.items():
+            labels = (str(part.get(key, "")) for key in ("engine", "precision", "version"))
+            self._component_info.labels(name, *labels).set(1)
 
     def set_fidelity(self, fidelity: Mapping[str, Any]) -> None:
         """Publish the metadata entry `fidelity`. Figures that do not exist are NaN."""

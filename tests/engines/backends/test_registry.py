@@ -61,7 +61,7 @@ def test_weights_of_another_family_are_refused() -> None:
     ("options", "message"),
     [
         ({"num_steps": 0}, "num_steps must be at least 1"),
-        ({"precision": "fp16"}, "precision must be 'fp32', 'bf16' or 'fp8'"),
+        ({"precision": "int4"}, "precision must be one of fp32, tf32, fp16, bf16, fp8"),
         ({"image_dtype": "int8"}, "image_dtype must be 'uint8' or 'float32'"),
         ({"device": "tpu"}, "device must be 'cpu', 'cuda' or 'cuda:N'"),
         ({"device": "cuda:"}, "device must be 'cpu', 'cuda' or 'cuda:N'"),

@@ -16,6 +16,7 @@ from vlad_configs.errors import ConfigError
 from vlad_configs.fidelity import FIDELITY_THRESHOLDS
 from vlad_engines import worker
 from vlad_engines.fidelity import gate
+from vlad_engines.fidelity import reference as float32
 from vlad_engines.fidelity.cache import FidelityCache
 from vlad_engines.fidelity.report import FidelityReport
 from vlad_engines.unified_policy import UnifiedPolicy
@@ -67,7 +68,7 @@ def test_a_good_backend_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> Non
     def compute_nothing(*args: object, **options: object) -> None:
         raise AssertionError("the reference was computed again")
 
-    monkeypatch.setattr(gate, "compute_reference", compute_nothing)
+    monkeypatch.setattr(float32, "compute_reference", compute_nothing)
     assert verified() == {**first, "remembered": True}
 
 

@@ -5,6 +5,7 @@
 | types of a network | float32 | those of the ONNX graph (strongly typed) |
 | bf16 | no | yes |
 | progress of a build | no | `IProgressMonitor` |
+| timing cache of an earlier build | refused | taken |
 | scratch memory of a context | `device_memory` | `set_device_memory`, with its size |
 """
 
@@ -101,6 +102,8 @@ class TensorRt:
         if numbers < OLDEST or (9, 0) <= numbers < _STRONGLY_TYPED_SINCE:
             raise ConfigError(f"TensorRT {self.version} is not supported; 8.6 and 10.1 or newer are")
         self.strongly_typed = numbers >= _STRONGLY_TYPED_SINCE
+        # 8.6 was seen to refuse, with an error of its inner compiler, what it had written itself.
+        self.keeps_timing = self.strongly_typed
         self._logger: Any = None
         self._runtime: Runtime | None = None
 

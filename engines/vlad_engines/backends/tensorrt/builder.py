@@ -21,7 +21,7 @@ class PlanBuilder:
     """Builds on the current CUDA device.
 
     Attributes:
-        timing_cache: filled by every build and read by the next.
+        timing_cache: filled by every build and read by the next, where TensorRT takes its own again.
     """
 
     tensorrt: TensorRt
@@ -53,14 +53,15 @@ class PlanBuilder:
         self.tensorrt.configure(config, arithmetic, self.settings.workspace_bytes)
         config.builder_optimization_level = self.settings.optimization_level
         _add_profiles(builder, config, network, profiles)
-        config.set_timing_cache(config.create_timing_cache(self.timing_cache.load()), ignore_mismatch=False)
+        learnt_before = self.timing_cache.load() if self.tensorrt.keeps_timing else b""
+        config.set_timing_cache(config.create_timing_cache(learnt_before), ignore_mismatch=False)
         self.tensorrt.report_progress(config, stage, progress)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise EngineError(f"TensorRT {self.tensorrt.version} cannot build {onnx.name}; the log says why")
         del parser  # until here: the network's weights lie in its memory
         learnt = config.get_timing_cache()
-        if learnt is not None:
+        if learnt is not None and self.tensorrt.keeps_timing:
             self.timing_cache.store(bytes(memoryview(learnt.serialize())))  # type: ignore[arg-type]
         progress(stage, 1.0)
         return plan

@@ -333,8 +333,7 @@ def test_the_builder_is_told_what_the_arithmetic_means(tmp_path: pathlib.Path) -
         assert build["network"].flags == 1 << trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH
         assert build["config"].tactic_sources == 0b11
         assert build["config"].max_aux_streams == 0
-    (timing,) = tmp_path.glob("timing-8-6-0-host-0-0.cache")
-    assert timing.read_bytes() == b"+++"
+    assert not list(tmp_path.glob("timing-*"))
 
 
 def test_new_versions_take_the_types_of_the_graph_and_tell_their_progress(tmp_path: pathlib.Path) -> None:
@@ -345,6 +344,8 @@ def test_new_versions_take_the_types_of_the_graph_and_tell_their_progress(tmp_pa
     for build in bench.tensorrt.builds:
         assert build["network"].flags == 1 << bench.tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
         assert build["config"].flags == set()
+    (timing,) = tmp_path.glob("timing-10-13-3-9-host-0-0.cache")
+    assert timing.read_bytes() == b"+++"
 
 
 def test_a_closed_backend_refuses_requests() -> None:
