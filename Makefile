@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types check ci build prometheus clean
+.PHONY: help setup demo test lint format types check ci build prometheus nginx clean
 
 help:
 	@echo "make demo        daemon on the embedded policy, a client replaying real observations, a plot"
@@ -15,6 +15,7 @@ help:
 	@echo "make ci          everything that CI runs"
 	@echo "make build       sdist and wheels in dist/"
 	@echo "make prometheus  promtool and prometheus in build/, for the tests of deploy/ (Debian, Ubuntu)"
+	@echo "make nginx       nginx in build/, likewise"
 	@echo "make clean       remove what the above made, except the virtual environment"
 	@echo "PYTHON=python3.12 chooses the interpreter, VENV=path the virtual environment."
 
@@ -51,6 +52,9 @@ build: setup
 
 prometheus:
 	@scripts/get_prometheus.sh build/prometheus
+
+nginx:
+	@scripts/get_nginx.sh build/nginx
 
 clean:
 	rm -rf build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import datetime
 import itertools
 import json
 import os
 import pathlib
-import platform
 import subprocess
+import sys
 import threading
 import time
 from typing import Any
 
 import numpy as np
 
+from benchmarks.run_facts import run_facts
 from benchmarks.server_overhead import summary
 from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
@@ -34,12 +34,29 @@ CAMERA_HZ = 30.0
 
 def lock_step(seconds: float) -> dict[str, Any]:
     """Robots that wait for each chunk, all asking at once."""
+    with start_scripted_daemon(infer_s=SERVICE_S) as daemon:
+        daemon.wait_ready()
+        return _lock_step(daemon.port, daemon.process.pid, seconds)
+
+
+def bare_websockets(seconds: float) -> dict[str, Any]:
+    """The same robots at the library's own server, which looks at nothing: what the network alone costs."""
+    command = [sys.executable, "-m", "benchmarks.bare_server", str(SERVICE_S)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            return _lock_step(int(process.stdout.readline()), process.pid, seconds)
+        finally:
+            process.kill()
+
+
+def _lock_step(port: int, pid: int, seconds: float) -> dict[str, Any]:
     message = pack(libero_observation())
     ready, stop = threading.Barrier(LOCK_STEP_ROBOTS + 1), threading.Event()
 
     def drive(_: int) -> list[float]:
         waits = []
-        with connect_robot(daemon.port) as robot:
+        with connect_robot(port) as robot:
             robot.connection.send(message)
             robot.connection.recv()
             ready.wait()
@@ -50,16 +67,14 @@ def lock_step(seconds: float) -> dict[str, Any]:
                 waits.append(time.perf_counter() - started)
         return waits
 
-    with start_scripted_daemon(infer_s=SERVICE_S) as daemon:
-        daemon.wait_ready()
-        with concurrent.futures.ThreadPoolExecutor(LOCK_STEP_ROBOTS) as pool:
-            futures = [pool.submit(drive, number) for number in range(LOCK_STEP_ROBOTS)]
-            ready.wait()
-            cpu_s, began = _cpu_s(daemon), time.perf_counter()
-            time.sleep(seconds)
-            cpu_s, elapsed_s = _cpu_s(daemon) - cpu_s, time.perf_counter() - began
-            stop.set()
-            waits = [future.result() for future in futures]
+    with concurrent.futures.ThreadPoolExecutor(LOCK_STEP_ROBOTS) as pool:
+        futures = [pool.submit(drive, number) for number in range(LOCK_STEP_ROBOTS)]
+        ready.wait()
+        cpu_s, began = _cpu_s(pid), time.perf_counter()
+        time.sleep(seconds)
+        cpu_s, elapsed_s = _cpu_s(pid) - cpu_s, time.perf_counter() - began
+        stop.set()
+        waits = [future.result() for future in futures]
     served = [len(each) for each in waits]
     together = list(itertools.chain.from_iterable(waits))
     return {
@@ -71,6 +86,7 @@ def lock_step(seconds: float) -> dict[str, Any]:
             float(np.percentile(together, 99)) / (LOCK_STEP_ROBOTS * SERVICE_S), 4
         ),
         "requests_per_s": round(sum(served) / elapsed_s, 2),
+        # The last ones come after the clock has stopped.
         "server_cpu_ms_per_request": round(1e3 * cpu_s / (sum(served) - LOCK_STEP_ROBOTS), 4),
     }
 
@@ -83,10 +99,10 @@ def streams(seconds: float) -> dict[str, Any]:
 
     with start_scripted_daemon(infer_s=SERVICE_S) as daemon:
         daemon.wait_ready()
-        cpu_s = _cpu_s(daemon)
+        cpu_s = _cpu_s(daemon.process.pid)
         with concurrent.futures.ThreadPoolExecutor(STREAMS) as pool:
             results = list(pool.map(drive, range(STREAMS)))
-        cpu_s = _cpu_s(daemon) - cpu_s
+        cpu_s = _cpu_s(daemon.process.pid) - cpu_s
     served = [result["served"] for result in results]
     sent = sum(result["sent"] for result in results)
     overlooked = [age for result in results for age in result["overlooked_s"]]
@@ -136,19 +152,13 @@ def _stream(daemon: Daemon, session: str, seconds: float) -> dict[str, Any]:
     return {"served": len(ages), "sent": len(sent), "ages_s": ages, "overlooked_s": overlooked}
 
 
-def _cpu_s(daemon: Daemon) -> float:
-    """User and system seconds of the server process, without its worker."""
-    with open(f"/proc/{daemon.process.pid}/schedstat") as file:
-        return int(file.read().split()[0]) * 1e-9 + _other_threads_s(daemon)
-
-
-def _other_threads_s(daemon: Daemon) -> float:
-    seconds = 0.0
-    for thread in os.listdir(f"/proc/{daemon.process.pid}/task"):
-        if int(thread) != daemon.process.pid:
-            with open(f"/proc/{daemon.process.pid}/task/{thread}/schedstat") as file:
-                seconds += int(file.read().split()[0]) * 1e-9
-    return seconds
+def _cpu_s(pid: int) -> float:
+    """Seconds that all threads of a process have run, in user mode and in the kernel; not its children's."""
+    nanoseconds = 0
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/schedstat") as file:
+            nanoseconds += int(file.read().split()[0])
+    return nanoseconds * 1e-9
 
 
 def main() -> None:
@@ -156,20 +166,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each measurement")
     parser.add_argument("--out", type=pathlib.Path, help="write the result as JSON")
     args = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     result = {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-        "command": f"python -m benchmarks.many_robots --seconds {args.seconds:g}",
-        "machine": {
-            "cpu_count": os.cpu_count(),
-            "arch": platform.machine(),
-            "python": platform.python_version(),
-        },
+        **run_facts(),
         "service_ms": 1e3 * SERVICE_S,
         "lock_step": lock_step(args.seconds),
+        "bare_websockets": bare_websockets(args.seconds),
         "streams": streams(args.seconds),
     }
     text = json.dumps(result, indent=1)

@@ -9,12 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import concurrent.futures
-import datetime
 import json
-import os
 import pathlib
-import platform
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +22,7 @@ import numpy as np
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from benchmarks.run_facts import run_facts
 from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
 from tests.support.robot import connect_robot, open_connection
@@ -189,18 +186,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the eight-client run")
     parser.add_argument("--out", type=pathlib.Path, help="write the result as JSON")
     args = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     result = {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-        "command": "python -m benchmarks.server_overhead",
-        "machine": {
-            "cpu_count": os.cpu_count(),
-            "arch": platform.machine(),
-            "python": platform.python_version(),
-        },
+        **run_facts(),
         "codec": codec(args.count),
         "hand_over": uvloop.run(hand_over(args.count)),
         "whole_request": whole_request(args.count),

@@ -12,16 +12,13 @@ import argparse
 import collections
 import contextlib
 import dataclasses
-import datetime
 import itertools
 import json
 import logging
 import os
 import pathlib
-import platform
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -32,6 +29,7 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection
 
+from benchmarks.run_facts import run_facts
 from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
 from tests.support.robot import Robot, connect_robot, open_connection, pack
@@ -297,18 +295,8 @@ def main() -> None:
     args = parser.parse_args()
     # The client library reports what the vandals do to their own connections.
     logging.getLogger("websockets.client").setLevel(logging.CRITICAL)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     result = {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-        "command": f"python -m benchmarks.soak --minutes {args.minutes:g} --seed {args.seed}",
-        "machine": {
-            "cpu_count": os.cpu_count(),
-            "arch": platform.machine(),
-            "python": platform.python_version(),
-        },
+        **run_facts(),
         **soak(60 * args.minutes, args.seed),
     }
     result["memory_growth"] = round(growth(result["resident_mb"]), 4)

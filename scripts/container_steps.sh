@@ -1,7 +1,8 @@
 #!/bin/sh
 # What `docker build` and `docker run` would do, without Docker: the copies of the Dockerfile's build stage, the
 # install script, then command and health check of the final stage, word for word from the Dockerfile.
-# Left out: apt, users, the CUDA base image.
+# As root, the file system is read-only for it but for its volumes, and it has no capabilities, as in compose.yml.
+# Left out: apt, users, the CUDA base image, TensorRT.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 scratch=$(mktemp -d)
@@ -28,17 +29,26 @@ echo "container: install.sh ${TORCH:-}"
 sh "$scratch/container/install.sh" "$scratch/venv" "$scratch/src"
 
 cd "$scratch"
-mkdir app cache
+mkdir -p app/policy_records cache tmp
 export PATH="$scratch/venv/bin:$PATH" VLAD_CACHE_DIR="$scratch/cache" OPENPI_DATA_HOME="$scratch/openpi_assets"
+export TMPDIR="$scratch/tmp" PYTHONDONTWRITEBYTECODE=1
 free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 port=$(python -c "$free_port")
 metrics_port=$(python -c "$free_port")
-export SERVER_ARGS="--checkpoint demo --env LIBERO --port $port --metrics-port $metrics_port"
+export SERVER_ARGS="--checkpoint demo --env LIBERO --record --port $port --metrics-port $metrics_port"
 command=$(python "$root/scripts/dockerfile.py" words "$root/Dockerfile" CMD "$scratch")
 probe=$(python "$root/scripts/dockerfile.py" words "$root/Dockerfile" HEALTHCHECK "$scratch")
 
 echo "container: $command   (SERVER_ARGS=\"$SERVER_ARGS\")"
 cd app
+read_only="$root/scripts/read_only.sh $scratch/app/policy_records $scratch/cache $scratch/tmp --"
+if $read_only true 2>/dev/null; then
+    if $read_only touch "$scratch/app/x" 2>/dev/null; then echo "container: /app can be written" >&2; exit 1; fi
+    echo "container: read-only but for its volumes, without capabilities"
+    command="$read_only $command"
+else
+    echo "container: SKIPPED the read-only file system: that needs root"
+fi
 $command >"$scratch/log" 2>&1 &
 daemon=$!
 if $probe; then echo "container: healthy before the policy was loaded" >&2; exit 1; fi
@@ -49,6 +59,7 @@ until $probe >"$scratch/probe"; do
     sleep 0.5
 done
 echo "container: healthy after $(($(date +%s) - began)) s ($(cat "$scratch/probe"))"
+[ -n "$(ls -A "$scratch/cache")" ] || { echo "container: nothing was cached" >&2; exit 1; }
 kill -TERM "$daemon"
 code=0
 wait "$daemon" || code=$?

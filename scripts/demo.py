@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -50,63 +50,71 @@ def main() -> int:
 
 def _demo(log: pathlib.Path) -> float:
     started = time.monotonic()
-    with _daemon(log) as daemon:
-        port, metrics_port = _ports(daemon, log)
-        _wait_ready(daemon, metrics_port)
+    with daemon(log, ["--checkpoint", "demo"]) as process:
+        port, metrics_port = ports(process, log)
+        wait_ready(process, metrics_port)
         ready_s = time.monotonic() - started
         replay = [sys.executable, str(ROOT / "examples" / "libero_replay.py")]
         options = ["--host", "127.0.0.1", "--port", str(port), "--out", str(OUT)]
         if code := subprocess.run([*replay, *options], check=False).returncode:
             raise DemoError(f"the replay ended with exit code {code}")
-        daemon.terminate()
-        try:
-            code = daemon.wait(STOPPED_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            raise DemoError(f"the daemon did not stop within {STOPPED_WITHIN_S:.0f} s of SIGTERM") from None
-        if code:
-            raise DemoError(f"the daemon ended with exit code {code}")
+        stop(process)
     return ready_s
 
 
 @contextlib.contextmanager
-def _daemon(log: pathlib.Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "vlad_server.cli", "--checkpoint", "demo"]
+def daemon(log: pathlib.Path, arguments: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon on free ports that runs beside `log`; it ends with the block, whatever happens."""
+    command = [sys.executable, "-m", "vlad_server.cli", *arguments]
     with log.open("wb") as stream:
         # A session of its own: Ctrl-C reaches this script only, which then ends the daemon.
-        daemon = subprocess.Popen(
+        process = subprocess.Popen(
             [*command, "--port", "0", "--metrics-port", "0"],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
-            cwd=OUT,
+            cwd=log.parent,
             start_new_session=True,
         )
     try:
-        yield daemon
+        yield process
     finally:
-        daemon.kill()
-        daemon.wait()
+        process.kill()
+        process.wait()
 
 
-def _ports(daemon: subprocess.Popen[bytes], log: pathlib.Path) -> tuple[int, int]:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the daemon as an operator would; DemoError where it does not end well."""
+    process.terminate()
+    try:
+        code = process.wait(STOPPED_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        raise DemoError(f"the daemon did not stop within {STOPPED_WITHIN_S:.0f} s of SIGTERM") from None
+    if code:
+        raise DemoError(f"the daemon ended with exit code {code}")
+
+
+def ports(process: subprocess.Popen[bytes], log: pathlib.Path) -> tuple[int, int]:
+    """The policy port and the metrics port, once the daemon listens."""
     end = time.monotonic() + READY_WITHIN_S
-    while time.monotonic() < end and daemon.poll() is None:
+    while time.monotonic() < end and process.poll() is None:
         if match := _LISTENING.search(log.read_text(errors="replace")):
             print(
-                f"demo: daemon (pid {daemon.pid}), policy port {match[1]}, metrics port {match[2]}",
+                f"demo: daemon (pid {process.pid}), policy port {match[1]}, metrics port {match[2]}",
                 flush=True,
             )
             return int(match[1]), int(match[2])
         time.sleep(0.05)
-    raise DemoError(f"the daemon never listened (exit code {daemon.poll()})")
+    raise DemoError(f"the daemon never listened (exit code {process.poll()})")
 
 
-def _wait_ready(daemon: subprocess.Popen[bytes], metrics_port: int) -> None:
+def wait_ready(process: subprocess.Popen[bytes], metrics_port: int) -> None:
+    """Wait until the policy is loaded, and say what the daemon is doing."""
     end = time.monotonic() + READY_WITHIN_S
     shown = ""
     while time.monotonic() < end:
-        if daemon.poll() is not None:
-            raise DemoError(f"the daemon ended with exit code {daemon.returncode} while it was loading")
+        if process.poll() is not None:
+            raise DemoError(f"the daemon ended with exit code {process.returncode} while it was loading")
         ready, text = _readiness(metrics_port)
         if text != shown:
             print(f"demo: {text}", flush=True)

@@ -3,12 +3,14 @@
     python3 scripts/tensorrt_on_gpu.py export OUT --layers 2 --vision-layers 2    # torch, onnx
     python3 scripts/tensorrt_on_gpu.py run OUT ENGINES --level 0                  # tensorrt, pycuda, numpy
     python3 scripts/tensorrt_on_gpu.py overlap OUT ENGINES --level 0              # likewise
+    python3 scripts/tensorrt_on_gpu.py start OUT ENGINES --level 0                # likewise
 
 The first writes graphs, weights, requests and what the float32 reference makes of them; the second builds (or
-finds) the engines, compares every component and the actions with the reference, and prints times and memory,
-also as `OUT/result.json`. The third compares `tensorrt_pipelined` with `tensorrt`, chunk by chunk
-(`OUT/overlap.json`). Full size is `--layers 18 --vision-layers 27`. `--prompt 32` gives one prompt
-bucket, and with `--cameras 2` one profile per engine, the fewest minutes.
+finds) the engines, compares every component and the actions with the reference, and prints times and memory.
+The third compares `tensorrt_pipelined` with `tensorrt`, chunk by chunk, also under random delays. The fourth
+is a start with engines that are there, and its memory. Each writes its result to `--json`, and ends with exit
+code 1 where it found something wrong. Full size is `--layers 18 --vision-layers 27`. `--prompt 32` gives one
+prompt bucket, and with `--cameras 2` one profile per engine, the fewest minutes.
 
 TensorRT 8.6 needs CUDA_MODULE_LOADING=LAZY, or a build takes ten times as long.
 """
@@ -36,8 +38,9 @@ sys.path[:0] = [str(ROOT / "engines"), str(ROOT / "configs")]
 from vlad_configs.models import CAMERA_SLOTS, ModelConfig  # noqa: E402
 from vlad_engines.backends.capabilities import Trace  # noqa: E402
 from vlad_engines.backends.tensorrt.arithmetic import ComponentArithmetic, parse_arithmetic  # noqa: E402
+from vlad_engines.backends.tensorrt.manifest import BuildSettings  # noqa: E402
 from vlad_engines.export.bundle import read_bundle  # noqa: E402
-from vlad_engines.export.spec import COMPONENTS  # noqa: E402
+from vlad_engines.export.spec import COMPONENTS, Component  # noqa: E402
 from vlad_engines.processing.model_inputs import ModelInputs  # noqa: E402
 
 Array = npt.NDArray[np.float32]
@@ -63,16 +66,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = steps.add_parser("run", help="build, compare, measure")
     run.add_argument("--least-cosine", type=float, default=0.999)
     overlap = steps.add_parser("overlap", help="keep several requests in flight")
-    for step in (run, overlap):
+    overlap.add_argument("--delay-mib", type=int, default=64, help="largest copy that delays a stage")
+    start = steps.add_parser("start", help="start with engines that are there")
+    start.add_argument("--began", type=float, help="Unix time at which the process was started")
+    start.add_argument("--most-seconds", type=float, default=15.0, help="until ready")
+    for step in (run, overlap, start):
         step.add_argument("folder", type=pathlib.Path)
         step.add_argument("engines", type=pathlib.Path)
         step.add_argument("--precision", default="fp32", help="as exported, or with tf32 for fp32")
-        step.add_argument("--level", type=int, default=0, help="builder optimisation level, 0 to 5")
+        step.add_argument("--level", default="0", help="builder optimisation level, 0 to 5, or one for each")
+        step.add_argument("--json", type=pathlib.Path, help="where the result goes")
         step.add_argument("--requests", type=int, default=200)
         step.add_argument("--device", default="cuda")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    return {"export": export_network, "run": run_engines, "overlap": run_overlapped}[args.step](args)
+    functions = {"export": export_network, "run": run_engines, "overlap": run_overlapped, "start": start_once}
+    return functions[args.step](args)
 
 
 # ---- first step ----
@@ -207,7 +216,13 @@ def run_engines(args: argparse.Namespace) -> int:
             result["latency_ms"][name] = measure(backend, cases[-1], args.requests)
         backend.close()
     result["engines"] = describe_engines(args.engines)
-    (args.folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    return conclude(args, result, passed)
+
+
+def conclude(args: argparse.Namespace, result: dict[str, Any], passed: bool) -> int:
+    """Write the result and say how it went; returns the exit code."""
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print("passed" if passed else "FAILED", flush=True)
     return 0 if passed else 1
 
@@ -233,12 +248,19 @@ def backend_parts(args: argparse.Namespace, cameras: int) -> tuple[ModelConfig, 
     from vlad_engines.backends.tensorrt.cache import EngineCache
     from vlad_engines.backends.tensorrt.engine_plans import BuiltPlans
     from vlad_engines.backends.tensorrt.graph_source import BundleGraphs
-    from vlad_engines.backends.tensorrt.manifest import BuildSettings
 
     bundle = read_bundle(args.folder)
-    options = BackendOptions(bundle.form.num_steps, "fp32", args.device, camera_counts=(cameras,))
-    plans = BuiltPlans(EngineCache(args.engines), BundleGraphs(bundle), BuildSettings(args.level))
+    options = BackendOptions(bundle.form.num_steps, args.precision, args.device, camera_counts=(cameras,))
+    plans = BuiltPlans(EngineCache(args.engines), BundleGraphs(bundle), levels(args.level))
     return bundle.model, options, plans
+
+
+def levels(text: str) -> dict[Component, BuildSettings]:
+    """Read `0`, or `vision=0,prefix=0,denoise=2`."""
+    if "=" not in text:
+        return {component: BuildSettings(int(text)) for component in COMPONENTS}
+    named = dict(part.split("=") for part in text.split(","))
+    return {component: BuildSettings(int(named[component])) for component in COMPONENTS}
 
 
 def compare(
@@ -339,34 +361,82 @@ def run_overlapped(args: argparse.Namespace) -> int:
     model, options, plans = backend_parts(args, cameras)
     twin = make_backend(args, arithmetic, tensorrt, device, True, cameras)
     pipelined = PipelinedTensorRtBackend(model, options, arithmetic, tensorrt, device, plans)
-    expected: list[bytes] = []
-    rows = []
-    for name, backend, in_flight in (
-        ("tensorrt", twin, (1,)),
-        ("tensorrt_pipelined", pipelined, (1, 2, 3)),
-    ):
+    for backend in (twin, pipelined):
         backend.warm_up(_say)
-        # The twin's chunks are expected of the pipelined backend too.
-        expected = expected or [backend.infer(*request).actions.tobytes() for request in requests]
-        for count in in_flight:
-            serve(name, backend, requests, expected, args.requests // 10, count)
-            rows.append(dataclasses.asdict(serve(name, backend, requests, expected, args.requests, count)))
-            print(json.dumps(rows[-1]), flush=True)
+    expected = [twin.infer(*request).actions.tobytes() for request in requests]
+    rows = []
+    # The twin once more at the end: a GPU that has become slower or faster meanwhile would show.
+    for name, backend, count in (
+        ("tensorrt", twin, 1),
+        *(("tensorrt_pipelined", pipelined, count) for count in (1, 2, 3)),
+        ("tensorrt", twin, 1),
+        ("tensorrt_pipelined", pipelined, 2),
+    ):
+        serve(name, backend, requests, expected, max(1, args.requests // 10), count)
+        rows.append(dataclasses.asdict(serve(name, backend, requests, expected, args.requests, count)))
+        print(json.dumps(rows[-1]), flush=True)
+    ratios = compare_rows(rows)
+    print(json.dumps(ratios), flush=True)
     ragged = serve_raggedly(pipelined, requests, expected, args.requests)
     print(f"requests at random times: {ragged} of {args.requests} chunks differ", flush=True)
-    for backend in (pipelined, twin):
-        backend.close()
+    delay_stages(pipelined, device, args.delay_mib << 20)
+    delayed = serve_raggedly(pipelined, requests, expected, args.requests)
+    print(f"stages delayed at random too: {delayed} of {args.requests} chunks differ", flush=True)
     result = {
         "tensorrt": tensorrt.version,
         "device": device.name,
         "precision": dataclasses.asdict(arithmetic),
+        "level": args.level,
         "rows": rows,
+        **ratios,
+        "spared_multiprocessors": pipelined.spared,
+        "calls": dict(pipelined.calls),
         "wrong_chunks_at_random_times": ragged,
+        "wrong_chunks_with_delayed_stages": delayed,
     }
-    (args.folder / "overlap.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    passed = ragged == 0 and all(row["same_chunks"] for row in rows)
-    print("passed" if passed else "FAILED", flush=True)
-    return 0 if passed else 1
+    for backend in (pipelined, twin):
+        backend.close()
+    return conclude(args, result, not ragged and not delayed and all(row["same_chunks"] for row in rows))
+
+
+def compare_rows(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Overlapped against sequential, each time against the better of the sequential rows."""
+
+    def best(name: str, in_flight: int, figure: str, choose: Any) -> float:
+        fitting = [row for row in rows if (row["backend"], row["in_flight"]) == (name, in_flight)]
+        return float(choose(row[figure] for row in fitting))
+
+    rate = best("tensorrt", 1, "requests_per_s", max)
+    return {
+        "throughput_2_in_flight": round(best("tensorrt_pipelined", 2, "requests_per_s", min) / rate, 3),
+        "throughput_3_in_flight": round(best("tensorrt_pipelined", 3, "requests_per_s", min) / rate, 3),
+        "lone_latency": round(
+            best("tensorrt_pipelined", 1, "p50_ms", max) / best("tensorrt", 1, "p50_ms", min), 3
+        ),
+    }
+
+
+def delay_stages(backend: Any, device: Any, largest_bytes: int) -> None:
+    """Put copies of random size before every stage of every lane: streams drift against each other."""
+    random = np.random.default_rng(3)
+    with device.active():
+        source, target = (
+            device.host_array((largest_bytes,), np.dtype(np.uint8)),
+            device.allocate(largest_bytes),
+        )
+
+    def delayed(stage: Any) -> Any:
+        def run(request_id: int, stream: Any) -> None:
+            assert target.address
+            for _ in range(random.integers(0, 4)):
+                device.upload(target.address, source[: random.integers(1, largest_bytes)], stream)
+            stage(request_id, stream)
+
+        return run
+
+    for lane in backend._lanes:
+        for name in ("vision", "prefix", "denoise"):
+            setattr(lane, name, delayed(getattr(lane, name)))
 
 
 def make_requests(cases: Sequence[tuple[ModelInputs, Array, Trace]]) -> list[tuple[ModelInputs, Array]]:
@@ -389,6 +459,47 @@ def serve_raggedly(
         time.sleep(float(random.exponential(0.01)))
         flights.append((number % len(requests), backend.start(*requests[number % len(requests)])))
     return sum(future.result().actions.tobytes() != expected[index] for index, future in flights)
+
+
+# ---- fourth step ----
+
+
+def start_once(args: argparse.Namespace) -> int:
+    """Start the overlapped backend with engines that are there, as a daemon does after a restart."""
+    began = time.time() if args.began is None else args.began
+    from vlad_engines.backends.tensorrt.api import load_tensorrt
+    from vlad_engines.backends.tensorrt.cuda_device import open_device
+    from vlad_engines.backends.tensorrt_pipelined.backend import PipelinedTensorRtBackend
+
+    (inputs, noise, _), *_ = read_cases(args.folder)
+    tensorrt, device, arithmetic = load_tensorrt(), open_device(args.device), parse_arithmetic(args.precision)
+    with device.active():
+        free = device.free_bytes()
+    model, options, plans = backend_parts(args, len(inputs.cameras))
+    backend = PipelinedTensorRtBackend(model, options, arithmetic, tensorrt, device, plans)
+    backend.warm_up(_say)
+    ready_s = time.time() - began
+    first = time.perf_counter()
+    backend.infer(inputs, noise)
+    with device.active():
+        used = free - device.free_bytes()
+    result = {
+        "ready_s": round(ready_s, 2),
+        "first_request_ms": round(1e3 * (time.perf_counter() - first), 2),
+        "device_mib": used >> 20,
+        "host_mib": {name: host_memory(name) >> 20 for name in ("VmRSS", "RssAnon", "RssFile")},
+        "imported_torch": "torch" in sys.modules,
+    }
+    print(json.dumps(result), flush=True)
+    backend.close()
+    return conclude(args, result, ready_s <= args.most_seconds)
+
+
+def host_memory(name: str) -> int:
+    """Bytes of this process, by the name that the kernel gives the figure."""
+    status = pathlib.Path("/proc/self/status").read_text("utf-8")
+    found = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
 
 
 def _say(stage: str, fraction: float) -> None:

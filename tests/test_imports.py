@@ -16,13 +16,15 @@ FOLDERS = {
     "vlad_engines": "engines",
     "vlad_configs": "configs",
     "vlad_client": "clients",
+    "vlad_training": "training",
 }
 
 ALLOWED = {
     "vlad_server": {"vlad_server", "vlad_configs", "vlad_engines.worker_protocol"},
-    "vlad_engines": {"vlad_engines", "vlad_configs"},
+    "vlad_engines": {"vlad_engines", "vlad_configs", "vlad_server.recordings"},
     "vlad_configs": {"vlad_configs"},
     "vlad_client": {"vlad_client"},
+    "vlad_training": {"vlad_training", "vlad_engines", "vlad_configs"},
 }
 
 

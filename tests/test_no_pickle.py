@@ -11,7 +11,9 @@ import pytest
 from tests.support.daemon import ROOT
 
 FILES = sorted(
-    path for folder in ("server", "engines", "configs", "clients") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("server", "engines", "configs", "clients", "training")
+    for path in (ROOT / folder).rglob("*.py")
 )
 
 FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -41,16 +43,7 @@ def faults(source: str) -> Iterator[str]:
                 yield f"line {node.lineno}: {name} without {option}={SAFE_VALUES[option]}"
 
 
-OPENPI_RECORDS = ROOT / "server" / "vlad_server" / "recorder.py"
-CASES = [
-    pytest.param(path, marks=pytest.mark.xfail(reason="openpi's record files are pickles", strict=True))
-    if path == OPENPI_RECORDS
-    else path
-    for path in FILES
-]
-
-
-@pytest.mark.parametrize("path", CASES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_neither_reads_nor_writes_pickles(path: pathlib.Path) -> None:
     assert list(faults(path.read_text())) == []
 

@@ -55,6 +55,8 @@ class ChunkRequest:
         remaining: actions that the robot still has.
         previous: `chunk_id` of the current chunk; None where there is none that the server knows.
         executed: row of the current chunk that the robot executes next; 0 where there is no chunk.
+        left: the rows from there on, where the chunk came by an earlier connection, which may have led to
+            another server; else None.
         delay: control steps until the new chunk is expected; None before the first was timed.
     """
 
@@ -65,6 +67,7 @@ class ChunkRequest:
     previous: int | None
     executed: int
     delay: int | None
+    left: Actions | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +135,7 @@ class ChunkSchedule:
         self._reset_due = False
         self._index = 0
         self._current: _Current | None = None
+        self._is_foreign = False
         self._last_action: Actions | None = None
         self._sent: dict[int, _Sent] = {}
         self._last_number = -1
@@ -179,6 +183,7 @@ class ChunkSchedule:
                 time: two that continue the same chunk would not fit each other.
         """
         self._next_latency_is_cold = True
+        self._is_foreign = self._current is not None
         self._one_at_a_time = continues or self._config.observation_hz is None
 
     def step(self) -> Step:
@@ -247,6 +252,7 @@ class ChunkSchedule:
             previous=current.chunk_id if current is not None and self.remaining else None,
             executed=0 if current is None else self._index - current.anchor,
             delay=self._expected_delay(),
+            left=self._left(),
         )
         if len(self._sent) >= MAX_SENT:
             forgotten = self._sent.pop(next(iter(self._sent)))
@@ -305,6 +311,7 @@ class ChunkSchedule:
         else:
             chunk = self._blended(chunk, anchor)
         self._current = _Current(number, chunk_id, anchor, chunk)
+        self._is_foreign = False
         return Splice(
             request=number,
             chunk_id=chunk_id,
@@ -343,6 +350,11 @@ class ChunkSchedule:
             if not sent.given_up and now - sent.at >= self._config.request_timeout_s:
                 sent.given_up = True
                 self._reset_due |= sent.request.reset
+
+    def _left(self) -> Actions | None:
+        if self._current is None or not self._is_foreign or not self.remaining:
+            return None
+        return self._current.actions[self._index - self._current.anchor :]
 
     def _least_remaining(self) -> int:
         return self._steps(self.latency_s or 0.0) + self._config.margin_steps

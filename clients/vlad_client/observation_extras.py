@@ -14,19 +14,34 @@ class RtcRequest:
     """Asks for a chunk that continues the previous one; steps are control steps.
 
     Attributes:
-        prev_chunk_id: the chunk that the robot executes.
-        executed: row of that chunk that the robot executes next.
-        delay: steps until the new chunk is expected to be usable; None lets the server estimate it.
+        prev_chunk_id: the chunk that the robot executes; None with `action_prefix`.
+        executed: row of that chunk that the robot executes next; None with `action_prefix`.
+        action_prefix: instead of both, the actions left, `[k, action width]` in the robot's units, for a
+            server that does not know the chunk.
+        delay: steps until the new chunk is expected to be usable; None lets the server estimate it, which
+            it cannot with `action_prefix`.
         prefix_end, mode, beta, schedule: as in `RtcOptions`.
+
+    Raises:
+        ValueError: for both ways to name a chunk, or neither, and for an `action_prefix` without delay.
     """
 
-    prev_chunk_id: int
-    executed: int
+    prev_chunk_id: int | None = None
+    executed: int | None = None
+    action_prefix: Any = None
     delay: int | None = None
     prefix_end: int | None = None
     mode: str = "auto"
     beta: float | None = None
     schedule: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prev_chunk_id is None) == (self.action_prefix is None):
+            raise ValueError("either prev_chunk_id or action_prefix must be given")
+        if (self.prev_chunk_id is None) != (self.executed is None):
+            raise ValueError("executed belongs to prev_chunk_id")
+        if self.action_prefix is not None and self.delay is None:
+            raise ValueError("action_prefix needs a delay")
 
 
 @dataclasses.dataclass(frozen=True)

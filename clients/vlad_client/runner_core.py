@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Any
 
 from vlad_client.capabilities import RtcCapabilities, ServerCapabilities
 from vlad_client.chunk_schedule import ChunkRequest, ChunkSchedule, Step
@@ -173,9 +174,14 @@ class RunnerCore:
         offered = capabilities is not None and capabilities.rtc is not None
         if options is None or not offered or request.previous is None:
             return None
+        if request.left is None:
+            named: dict[str, Any] = {"prev_chunk_id": request.previous, "executed": request.executed}
+        elif request.delay is None:
+            return None
+        else:
+            named = {"action_prefix": request.left}
         return RtcRequest(
-            prev_chunk_id=request.previous,
-            executed=request.executed,
+            **named,
             delay=request.delay,
             prefix_end=options.prefix_end,
             mode=options.mode,

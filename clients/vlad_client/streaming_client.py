@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import collections
-import itertools
-import logging
-import threading
 import time
 from types import TracebackType
 from typing import Any, Mapping
 
-from vlad_client.capabilities import ServerCapabilities
-from vlad_client.connection import HANDSHAKE_TIMEOUT_S, Connection, address_of, open_connection
-from vlad_client.errors import PolicyConnectionError, PolicyServerError, WireError
-from vlad_client.image_encoding import image_encoder
+from vlad_client.connection import HANDSHAKE_TIMEOUT_S, Connection, open_connection
+from vlad_client.errors import PolicyConnectionError, WireError
 from vlad_client.observation_extras import ObservationExtras
-from vlad_client.outage import Outage
 from vlad_client.stream_events import StreamEvent
-from vlad_client.stream_protocol import StreamProtocol
-
-logger = logging.getLogger("vlad_client")
-
-SILENCE_S = 20.0
-"""A server that takes no bytes and answers no ping for so long is given up."""
-
-STEP_S = 0.5
-"""Longest single wait while there is no connection, so that `close` is noticed soon."""
+from vlad_client.stream_state import SILENCE_S, STEP_S, StreamState
 
 
-class StreamingClient:
+class StreamingClient(StreamState[Connection]):
     """A stream of observations to a policy server, and of events from it.
 
     One thread calls `receive` in a loop, which also notices a lost connection and makes the next one;
@@ -66,39 +51,16 @@ class StreamingClient:
         quality: int | None = None,
         connect_timeout_s: float | None = 600.0,
     ) -> None:
-        if connect_timeout_s is not None and not connect_timeout_s > 0:
-            raise ValueError(f"connect_timeout_s must be positive or None, not {connect_timeout_s}")
-        self._uri = address_of(host, port)
-        self._headers = {} if api_key is None else {"Authorization": f"Api-Key {api_key}"}
-        self._connect_timeout_s = connect_timeout_s
-        self._protocol = StreamProtocol(session, image_encoder(image_encoding, quality))
-        self._ids = itertools.count()
-        self._lock = threading.Lock()  # guards _protocol and _ready
-        self._closed = threading.Event()
-        self._connection: Connection | None = None
-        self._ready = False
-        self._outage = Outage(connect_timeout_s, time.monotonic())
-        self._events: collections.deque[StreamEvent] = collections.deque()
-        self._metadata: Mapping[str, Any] = {}
+        super().__init__(
+            host,
+            port,
+            api_key,
+            session=session,
+            image_encoding=image_encoding,
+            quality=quality,
+            connect_timeout_s=connect_timeout_s,
+        )
         self._events.append(self._wait_until_ready())
-
-    @property
-    def session(self) -> str:
-        """The robot's name on the server."""
-        return self._protocol.session
-
-    @property
-    def capabilities(self) -> ServerCapabilities | None:
-        """Of the server connected last; None for one that only speaks openpi's protocol."""
-        return self._protocol.capabilities
-
-    def get_server_metadata(self) -> dict[str, Any]:
-        """What the server said about its policy when the client connected last."""
-        return dict(self._metadata)
-
-    def new_observation_id(self) -> int:
-        """A number for `send`, larger than those before."""
-        return next(self._ids)
 
     def send(
         self,
@@ -118,18 +80,12 @@ class StreamingClient:
             ValueError, TypeError: if the observation cannot be sent.
         """
         number = self.new_observation_id() if observation_id is None else observation_id
-        frame = self._protocol.encode(observation, number, extras or ObservationExtras())
-        with self._lock:
-            connection = self._connection
-            if not self._ready or connection is None:
-                raise PolicyConnectionError(f"not connected to {self._uri} at present", retryable=True)
-            message = self._protocol.submit(frame)
+        connection, message = self._submit(self._encode(observation, number, extras))
         if message is not None:
             try:
                 connection.send(message)
             except PolicyConnectionError:
-                with self._lock:
-                    self._protocol.withdraw(number)
+                self._withdraw(number)
                 raise
         return number
 
@@ -190,19 +146,16 @@ class StreamingClient:
             message = connection.receive(timeout_s)
             if message is None:
                 return
-            with self._lock:
-                events, following = self._protocol.received(message)
-            self._events.extend(events)
+            following = self._received(message)
             if following is not None:
                 connection.send(following)
         except (PolicyConnectionError, WireError) as error:
             self._lose(connection, error)
 
     def _connect(self, pause_s: float) -> None:
-        outage = self._outage
         try:
             if self._connection is None:
-                wait_s = outage.wait_s(time.monotonic())
+                wait_s = self._outage.wait_s(time.monotonic())
                 if wait_s > 0:
                     self._closed.wait(min(wait_s, pause_s))
                     return
@@ -210,43 +163,9 @@ class StreamingClient:
                     self._uri, headers=self._headers, timeout_s=HANDSHAKE_TIMEOUT_S, silence_s=SILENCE_S
                 )
                 self._raise_if_closed()
-            self._await_metadata(self._connection, pause_s)
+            self._received_first(self._connection.receive(pause_s))
         except PolicyConnectionError as error:
-            self._drop_connection()
-            self._raise_if_closed()
-            outage.failed(error, time.monotonic())
+            self._connecting_failed(error)
         except BaseException:
             self._drop_connection()
             raise
-
-    def _await_metadata(self, connection: Connection, pause_s: float) -> None:
-        message = connection.receive(pause_s)
-        if message is None:
-            self._outage.waited(f"{self._uri} is up, but its policy is not ready", time.monotonic())
-            return
-        if isinstance(message, str):
-            raise PolicyServerError(message)
-        with self._lock:
-            event = self._protocol.connected(message, self._uri)
-            self._ready = True
-        self._metadata = event.metadata
-        self._events.append(event)
-        logger.info("connected to %s", self._uri)
-
-    def _lose(self, connection: Connection, error: Exception) -> None:
-        connection.abort()
-        self._raise_if_closed()
-        with self._lock:
-            self._ready = False
-            self._connection = None
-            self._events.append(self._protocol.disconnected(str(error)))
-        self._outage = Outage(self._connect_timeout_s, time.monotonic())
-
-    def _drop_connection(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abort()
-
-    def _raise_if_closed(self) -> None:
-        if self._closed.is_set():
-            raise PolicyConnectionError("the client has been closed", retryable=False)

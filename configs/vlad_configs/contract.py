@@ -55,3 +55,8 @@ class Contract:
     default_prompt: str | None = None
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def image_dtype(self) -> Literal["uint8", "float32"]:
+        """What an image is after resizing: rounded to bytes, or not."""
+        return "uint8" if self.image_resize == "pil_antialiased" else "float32"

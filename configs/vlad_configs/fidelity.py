@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from vlad_configs.errors import ConfigError
+from vlad_configs.precision import coarsest
 
 ACTION_SCALE_FLOOR = 0.25
 """Smallest standard deviation by which an action error is divided, in normalised action units.
@@ -60,6 +61,24 @@ FIDELITY_THRESHOLDS: Mapping[str, FidelityThresholds] = {
         action_error_p99=2e-4,
         action_error_max=1e-3,
     ),
+    # Factors of ten mantissa bits instead of the seven of bf16, and nothing else is rounded: an eighth of
+    # eager bf16's p99 above would be 0.002, and a 64th of its 1 - cosine 2e-6. Allowed is five to fifty
+    # times that, and no more than a sixth of what bf16 may.
+    "tf32": FidelityThresholds(
+        component_cosine=0.9999,
+        displacement_cosine=0.9999,
+        action_cosine=0.9999,
+        action_error_p99=0.01,
+        action_error_max=0.03,
+    ),
+    # As fine as tf32, but activations are rounded as well. Nothing has been measured: bf16's must do.
+    "fp16": FidelityThresholds(
+        component_cosine=0.999,
+        displacement_cosine=0.9995,
+        action_cosine=0.999,
+        action_error_p99=0.06,
+        action_error_max=0.15,
+    ),
     # Three times the p99 of openpi's bf16, and seven times the 1 - cosine of eager bf16. In the tiny networks
     # the least mistake of structure, the expert's positions off by one, costs 0.09 in p99, 1.7e-3 in the
     # velocity's 1 - cosine and 8e-4 in the displacement's; a wrong mask, norm or order of layers far more.
@@ -84,14 +103,9 @@ FIDELITY_THRESHOLDS: Mapping[str, FidelityThresholds] = {
 
 
 def fidelity_thresholds(precision: str) -> FidelityThresholds:
-    """The thresholds of a precision.
+    """The thresholds of a precision; where components differ, of the coarsest one.
 
     Raises:
-        ConfigError: for a precision without any, which therefore cannot be served.
+        ConfigError: for anything that `parse_precision` does not read.
     """
-    if precision not in FIDELITY_THRESHOLDS:
-        raise ConfigError(
-            f"no fidelity thresholds for precision '{precision}': "
-            f"expected one of {', '.join(FIDELITY_THRESHOLDS)}"
-        )
-    return FIDELITY_THRESHOLDS[precision]
+    return FIDELITY_THRESHOLDS[coarsest(precision)]

@@ -88,6 +88,10 @@ OPENPI_CONFIGS: Mapping[str, OpenpiConfig] = {
     "pi0_libero": _pi0("LIBERO", 50, _LIBERO_ASSETS, delta_mask=_LIBERO_DELTA),
     "pi0_libero_low_mem_finetune": _pi0("LIBERO", 50, _LIBERO_ASSETS, delta_mask=_LIBERO_DELTA),
     "pi05_libero": _pi05("LIBERO", 10, _LIBERO_ASSETS, discrete_state_input=False),
+    "pi05_libero_pytorch": _pi05("LIBERO", 10, _LIBERO_ASSETS, discrete_state_input=False),
+    "pi05_libero_pytorch_lightvla": _pi05("LIBERO", 10, _LIBERO_ASSETS, discrete_state_input=False),
+    # Ours: the network writes its sizes into config.json, prompt length included.
+    "pi05_libero_small": _pi05("LIBERO", 10, "vlad/libero_spatial"),
 }
 
 

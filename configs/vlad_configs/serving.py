@@ -8,14 +8,16 @@ from typing import Literal
 from vlad_configs.access import AccessConfig
 from vlad_configs.environments import ENVIRONMENTS, Environment
 from vlad_configs.errors import ConfigError
+from vlad_configs.precision import parse_precision
+from vlad_configs.pruning import TokenPruning
 
 BackendName = Literal["pytorch", "triton", "triton_pipelined", "tensorrt", "tensorrt_pipelined"]
-Precision = Literal["fp32", "bf16", "fp8"]
 
 MAX_BATCH_SIZE = 16
 MIN_MESSAGE_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 1 << 30
 MIN_HANG_S = 0.1
+MIN_RECORD_FILE_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +30,13 @@ class ServeConfig:
         openpi_config: a name of `OPENPI_CONFIGS`, or None to derive the contract.
         default_prompt: used for requests without one.
         num_steps: denoising steps; None for the checkpoint's own.
-        precision: None for the device's usual one, which the metadata then names.
+        precision: as `parse_precision` reads it; None for the usual one, which the metadata then names.
         device: torch device; None for the GPU where there is one.
         batch_sizes: how many requests may share one computation; 1 is always possible. Only for backends that
             compute batches.
         devices: torch devices, with an engine worker on each; empty for one worker on `device`.
-        calibration: npz file of recorded observations for `fp8`; None for drawn ones.
+        engine_dir: folder of prebuilt TensorRT engines, only read; None to build what is missing.
+        calibration: recording or npz file of observations for `fp8`; None for drawn ones.
         tokenizer, norm_stats: files that replace those found beside the checkpoint.
         host, port: where robots connect; port 0 picks a free one.
         metrics_port: where `/metrics` and the health paths are served as well; 0 picks a free one.
@@ -45,11 +48,13 @@ class ServeConfig:
         action_limits: JSON file of limits for every chunk; None checks nothing but finiteness.
         status_page: serve the page for people at `/`.
         record_dir: where requests and replies are recorded; None records nothing.
+        record_file_bytes: size at which a recording goes on in its next file.
         drain_s: seconds that requests in flight get at SIGTERM.
         send_timeout_s: seconds that a client may leave its reply unread.
         keep_connection_on_error: answer a client's mistake without closing its connection.
         debug: send tracebacks to clients.
         allow_low_fidelity: serve a backend that is too far from the float32 reference.
+        token_pruning: which image tokens the prefix keeps; None for all.
     """
 
     environment: str
@@ -58,7 +63,8 @@ class ServeConfig:
     openpi_config: str | None = None
     default_prompt: str | None = None
     num_steps: int | None = None
-    precision: Precision | None = None
+    precision: str | None = None
+    engine_dir: str | None = None
     calibration: str | None = None
     device: str | None = None
     batch_sizes: tuple[int, ...] = (1,)
@@ -76,11 +82,13 @@ class ServeConfig:
     action_limits: str | None = None
     status_page: bool = True
     record_dir: str | None = None
+    record_file_bytes: int = 1 << 30
     drain_s: float = 30.0
     send_timeout_s: float = 5.0
     keep_connection_on_error: bool = False
     debug: bool = False
     allow_low_fidelity: bool = False
+    token_pruning: TokenPruning | None = None
 
     def __post_init__(self) -> None:
         if self.environment not in ENVIRONMENTS:
@@ -105,12 +113,21 @@ class ServeConfig:
             raise ConfigError(
                 f"--batch-sizes must lie in 1..{MAX_BATCH_SIZE}, not {', '.join(map(str, self.batch_sizes))}"
             )
-        if self.calibration is not None and self.precision != "fp8":
+        precisions = () if self.precision is None else parse_precision(self.precision).values()
+        if self.engine_dir is not None and not self.backend.startswith("tensorrt"):
+            raise ConfigError(f"--engine-dir is for TensorRT's backends, not for '{self.backend}'")
+        if self.calibration is not None and "fp8" not in precisions:
             raise ConfigError("--calibration is for --precision fp8")
         if self.devices and self.device is not None:
             raise ConfigError("--device and --devices contradict each other; give one of them")
         if self.max_waiting < 1:
             raise ConfigError(f"--max-waiting must be at least 1, not {self.max_waiting}")
+        if self.record_dir == "":
+            raise ConfigError("--record needs a directory, not an empty text")
+        if self.record_file_bytes < MIN_RECORD_FILE_BYTES:
+            raise ConfigError(
+                f"--record-file-bytes must be at least {MIN_RECORD_FILE_BYTES}, not {self.record_file_bytes}"
+            )
         if self.session_ttl_s < 0:
             raise ConfigError(f"--session-seconds must not be negative, not {self.session_ttl_s}")
         if not self.hang_s >= MIN_HANG_S:
@@ -141,6 +158,7 @@ class ServeConfig:
             "env": self.environment,
             "config": self.openpi_config,
             "precision": self.precision,
+            "engine_dir": self.engine_dir,
             "calibration": self.calibration,
             "device": device,
             "batch_sizes": sorted({1, *self.batch_sizes}),
@@ -148,4 +166,5 @@ class ServeConfig:
             "norm_stats": self.norm_stats,
             "default_prompt": self.default_prompt,
             "allow_low_fidelity": self.allow_low_fidelity,
+            "token_pruning": None if self.token_pruning is None else self.token_pruning.to_json(),
         }

@@ -1,7 +1,14 @@
-"""How a worker answers requests: alone, several together, or one beside the other."""
+"""How a worker answers requests: alone, several together, or one beside the other.
+
+What needs no device is done in a thread of its own: the next requests are prepared while the device
+computes. Everything that touches the device stays in the thread that called `answer`, but for policies that
+overlap requests themselves.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import queue
 import threading
@@ -58,27 +65,61 @@ class Policy(Protocol):
         """True where `start` returns while the device still computes the observation before."""
         ...
 
+    def start_report(self) -> protocol.StartReport:
+        """How the start went."""
+        ...
+
+    def device_memory(self) -> protocol.DeviceMemory | None:
+        """The memory of its device now; None without one. Takes microseconds."""
+        ...
+
     def start(self, observation: Mapping[str, Any]) -> Pending:
         """Begin one chunk; always called from one thread, while another waits for results."""
         ...
 
-    def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(self, observation: Mapping[str, Any]) -> Any:
+        """What needs no device: for `infer` and `infer_batch`.
+
+        Always called from one thread, while another one computes.
+
+        Raises:
+            ObservationError: for an observation that does not fit.
+        """
+        ...
+
+    def infer(self, prepared: Any) -> Mapping[str, Any]:
         """Compute one chunk.
 
         Returns:
             `actions` float64 `[H, action width]`; `policy_timing`, milliseconds by name; where the policy
             can continue chunks, `model_actions` float32 `[H, action_dim]` and `anchor_state` float64
-            `[state width]`, and `rtc` beside a continuation.
+            `[state width]`, and `rtc` beside a continuation. `notes` where the observation is odd.
         """
         ...
 
-    def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    def infer_batch(self, prepared: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
         """Compute several chunks together, each what `infer` would give for it alone.
 
         Raises:
             Exception: where one of them cannot be computed; each is then computed alone.
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A request that waits for the device.
+
+    Attributes:
+        value: of `Policy.prepare`; meaningless beside an error.
+        error: why it cannot be computed; None where it can.
+        began: the time.perf_counter() at which its preparation began.
+    """
+
+    request: protocol.Infer
+    value: Any
+    error: Exception | None
+    began: float
 
 
 def answer(policy: Policy, slots: protocol.SharedSlots, receive: Receive, send: Send) -> None:
@@ -90,9 +131,20 @@ def answer(policy: Policy, slots: protocol.SharedSlots, receive: Receive, send: 
     if policy.overlaps:
         _answer_overlapping(policy, slots, receive, send)
         return
-    while batch := _receive_batch(receive):
-        for message in _answers(policy, slots, batch):
+    # The server hands over one batch more than is being computed: there is no need to bound this.
+    prepared: queue.SimpleQueue[list[_Prepared]] = queue.SimpleQueue()
+
+    def prepare() -> None:
+        while batch := _receive_batch(receive):
+            prepared.put([_prepare(policy, slots, request) for request in batch])
+        prepared.put([])
+
+    threading.Thread(target=prepare, name="preparer", daemon=True).start()
+    free_since = time.perf_counter()
+    while batch := prepared.get():
+        for message in _answers(policy, slots, batch, free_since):
             send(message)
+        free_since = time.perf_counter()
 
 
 def _receive_batch(receive: Receive) -> list[protocol.Infer]:
@@ -137,49 +189,59 @@ def _begin(slots: protocol.SharedSlots, request: protocol.Infer) -> bool:
     return not is_late and not slots.is_revoked(request.slot)
 
 
+def _prepare(policy: Policy, slots: protocol.SharedSlots, request: protocol.Infer) -> _Prepared:
+    began = time.perf_counter()
+    try:
+        value = policy.prepare(slots.load_observation(request.observation))
+    except Exception as error:
+        return _Prepared(request, None, error, began)
+    return _Prepared(request, value, None, began)
+
+
 def _answers(
-    policy: Policy, slots: protocol.SharedSlots, batch: list[protocol.Infer]
+    policy: Policy, slots: protocol.SharedSlots, batch: list[_Prepared], free_since: float
 ) -> Iterator[protocol.Message]:
-    wanted: list[protocol.Infer] = []
-    for request in batch:
-        if _begin(slots, request):
-            wanted.append(request)
+    """The answers to a batch.
+
+    Args:
+        free_since: when the device had nothing to do any more; computing counts from there, and from the
+            beginning of the preparation where that came later.
+    """
+    wanted: list[_Prepared] = []
+    for one in batch:
+        if not _begin(slots, one.request):
+            yield protocol.Skipped(one.request.request_id)
+        elif one.error is not None:
+            yield _failure(one.request, one.error)
         else:
-            yield protocol.Skipped(request.request_id)
+            wanted.append(one)
+    started = max(free_since, batch[0].began)
     while wanted:
         size = max(size for size in policy.batch_sizes if size <= len(wanted))
         together, wanted = wanted[:size], wanted[size:]
-        yield from _computed_together(policy, slots, together) or (
-            _computed_alone(policy, slots, request) for request in together
-        )
+        answers = _computed_together(policy, slots, together, started) if size > 1 else []
+        for one in together if not answers else ():
+            compute = functools.partial(policy.infer, one.value)
+            yield _chunk_or_error(slots, one.request, compute, started)
+            started = time.perf_counter()
+        yield from answers
+        started = time.perf_counter()
 
 
 def _computed_together(
-    policy: Policy, slots: protocol.SharedSlots, batch: list[protocol.Infer]
+    policy: Policy, slots: protocol.SharedSlots, batch: list[_Prepared], started: float
 ) -> list[protocol.Message]:
     """The chunks of a batch; none where one of its requests fails, which must cost the others nothing."""
-    if len(batch) == 1:
-        return []
-    started = time.perf_counter()
     try:
-        results = policy.infer_batch([slots.load_observation(request.observation) for request in batch])
+        results = policy.infer_batch([one.value for one in batch])
         seconds = time.perf_counter() - started
         return [
-            _chunk(slots, request, result, started, seconds, len(batch))
-            for request, result in zip(batch, results, strict=True)
+            _chunk(slots, one.request, result, started, seconds, len(batch))
+            for one, result in zip(batch, results, strict=True)
         ]
-    except ObservationError:
-        return []
     except Exception:
         logger.exception("a batch of %d failed; each of its requests is computed alone", len(batch))
         return []
-
-
-def _computed_alone(policy: Policy, slots: protocol.SharedSlots, request: protocol.Infer) -> protocol.Message:
-    def infer() -> Mapping[str, Any]:
-        return policy.infer(slots.load_observation(request.observation))
-
-    return _chunk_or_error(slots, request, infer, time.perf_counter())
 
 
 def _chunk_or_error(
@@ -217,7 +279,8 @@ def _chunk(
     names = ("actions", "model_actions", "anchor_state") if request.continuable else ("actions",)
     arrays = slots.store_reply(request.slot, {name: result[name] for name in names if name in result})
     timing = dict(result["policy_timing"])
-    return protocol.Chunk(request.request_id, arrays, started, seconds, batch, timing, result.get("rtc"))
+    rtc, notes = result.get("rtc"), result.get("notes")
+    return protocol.Chunk(request.request_id, arrays, started, seconds, batch, timing, rtc, notes)
 
 
 def at_most(limit: int, text: str) -> str:

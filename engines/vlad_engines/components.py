@@ -25,10 +25,13 @@ from torch import Tensor
 
 from vlad_configs.errors import EngineError
 from vlad_configs.models import CAMERA_SLOTS, ModelConfig
+from vlad_configs.pruning import TokenPruning
 from vlad_configs.rtc import GuidanceMode
+from vlad_engines.backends.base import PrunedTokens
 from vlad_engines.guidance_buffers import GuidanceBuffers
 from vlad_engines.model.guided_flow import FlowGuidance
 from vlad_engines.model.pi0 import KVCache
+from vlad_engines.model.token_pruner import PrunedPrefix
 from vlad_engines.processing.guidance import Guidance
 from vlad_engines.processing.model_inputs import ModelInputs
 
@@ -42,12 +45,22 @@ class Slot:
     Attributes:
         guidance_mode: how the present request continues an earlier chunk; None where it does not. A graph
             that reads `guidance` needs it only to tell `guided_vjp` apart.
+        pruned: the prefix component's own prefix, where image tokens were left out; None where not.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, num_steps: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_steps: int,
+        pruning: TokenPruning | None = None,
+    ) -> None:
         self.device = device
         self.request_id: int | None = None
         self.guidance_mode: GuidanceMode | None = None
+        self.pruned: PrunedPrefix | None = None
+        self._pruning = pruning
         self._config = config
         self._num_cameras = 0
         self._num_prompt_tokens = 0
@@ -114,7 +127,13 @@ class Slot:
     @property
     def prefix_length(self) -> int:
         """P of the present request."""
-        return self._num_cameras * self._config.siglip.num_tokens + self._num_prompt_tokens
+        return self.image_slots + self._num_prompt_tokens
+
+    @property
+    def image_slots(self) -> int:
+        """Image tokens of the prefix: all of them, or the slots of the pruning."""
+        tokens = self._num_cameras * self._config.siglip.num_tokens
+        return tokens if self._pruning is None or not tokens else self._pruning.slots(tokens)
 
     @property
     def pixels(self) -> Tensor:
@@ -133,8 +152,8 @@ class Slot:
 
     @property
     def prompt_embeddings(self) -> Tensor:
-        """`[n, W]`, the second part of `embeddings`."""
-        return self._embeddings[0, self._num_cameras * self._config.siglip.num_tokens : self.prefix_length]
+        """`[n, W]`, the second part of `embeddings`; not with pruning, which makes a prefix of its own."""
+        return self._embeddings[0, self.image_slots : self.prefix_length]
 
     @property
     def embeddings(self) -> Tensor:
@@ -155,6 +174,14 @@ class Slot:
     def enqueue_download(self) -> None:
         """Start copying the actions to the host."""
         self._host_actions.copy_(self.actions, non_blocking=True)
+
+    def pruned_tokens(self) -> PrunedTokens | None:
+        """What pruning did to the present request; waits for the device. None where it is off."""
+        if self.pruned is None:
+            return None
+        selection = self.pruned.selection
+        kept, voted = int(selection.kept.item()), int(selection.union.item())
+        return PrunedTokens(self._num_cameras * self._config.siglip.num_tokens, kept, voted)
 
     def take_actions(self) -> npt.NDArray[np.float32]:
         """A copy `[H, A]` of the downloaded actions; the device must have finished by then."""

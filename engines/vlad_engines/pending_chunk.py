@@ -117,8 +117,15 @@ def make_reply(
             "postprocess_ms": (time.perf_counter() - started) * 1e3,
         },
     }
+    if result.overlapped_seconds:
+        reply["policy_timing"]["overlapped_ms"] = result.overlapped_seconds * 1e3
+    if result.pruned is not None:
+        reply["policy_timing"]["image_tokens_kept"] = float(result.pruned.kept)
+        reply["policy_timing"]["image_tokens_voted"] = float(result.pruned.voted)
     if request.plan is not None:
         reply["rtc"] = request.plan.report()
+    if request.inputs.notes:
+        reply["notes"] = dict(request.inputs.notes)
     return reply
 
 

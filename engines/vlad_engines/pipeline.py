@@ -41,4 +41,4 @@ class SequentialPipeline:
             self._clock.mark(stage)
         slot.enqueue_download()
         stage_seconds = self._clock.wait()
-        return InferenceResult(slot.take_actions(), stage_seconds)
+        return InferenceResult(slot.take_actions(), stage_seconds, pruned=slot.pruned_tokens())

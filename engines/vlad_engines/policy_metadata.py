@@ -59,6 +59,7 @@ def describe_policy(
         "device": options.device,
         "kv_cache": options.enable_kv_cache,
         "batch_sizes": list(batch_sizes),
+        "token_pruning": None if options.pruning is None else options.pruning.to_json(),
         "vlad": {"rtc": None if rtc is None else dict(rtc)},
         **contract.metadata,
     }

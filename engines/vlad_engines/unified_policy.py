@@ -10,16 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
-import torch
 
 from vlad_configs.contract import Contract
 from vlad_configs.errors import ConfigError
+from vlad_configs.precision import parse_precision
+from vlad_configs.pruning import TokenPruning
 from vlad_configs.rtc import ChunkContinuation
 from vlad_engines.backends.base import BackendOptions, Precision
-from vlad_engines.backends.capabilities import Batched, Guided, Overlapped
-from vlad_engines.backends.registry import check_backend, create_backend
+from vlad_engines.backends.capabilities import Batched, Counted, FromEngineFiles, Guided, Overlapped
+from vlad_engines.backends.registry import check_backend, create_backend, usual_device, usual_precision
 from vlad_engines.checkpoint.open_weights import open_weights
 from vlad_engines.checkpoint.policy_checkpoint import PolicyCheckpoint, open_policy_checkpoint
+from vlad_engines.device_memory import device_memory
 from vlad_engines.fidelity.cache import FidelityCache
 from vlad_engines.fidelity.gate import LoadedPolicy, admit
 from vlad_engines.fidelity.observations import calibration_observations
@@ -32,6 +34,7 @@ from vlad_engines.processing.model_inputs import ModelInputs
 from vlad_engines.processing.noise import NoiseSource
 from vlad_engines.processing.processor import Processor
 from vlad_engines.processing.tokenizer import SentencePieceTokenizer
+from vlad_engines.worker_protocol import ComponentEngine, DeviceMemory
 
 logger = logging.getLogger("vlad.policy")
 
@@ -41,7 +44,7 @@ ReportProgress = Callable[[str, float], None]
 class UnifiedPolicy:
     """One checkpoint, ready to turn observations into action chunks. Works offline.
 
-    Not thread-safe: all calls come from one thread.
+    Not thread-safe: all calls come from one thread, but for those of `prepare`.
 
     Args:
         checkpoint_dir: openpi PyTorch or LeRobot directory, told apart by content; `demo`; or `random:pi05`
@@ -51,13 +54,16 @@ class UnifiedPolicy:
         enable_kv_cache: False computes the prefix again in every step, with the same result.
         env: robot, a name of `ENVIRONMENTS`; None for that of `config`, or else LIBERO.
         config: openpi configuration name; None for the checkpoint's or the robot's default.
-        precision: `fp32`, `bf16` or `fp8`; None for bf16 on a GPU and fp32 on a CPU.
-        calibration: npz file of recorded observations from which `fp8` learns; None for drawn ones.
+        precision: `fp32`, `tf32`, `bf16`, `fp8`, or one for each component, as far as the backend has it;
+            None for bf16 on a GPU and fp32 on a CPU.
+        engine_dir: folder of prebuilt TensorRT engines, which is only read; None to build what is missing.
+        calibration: recording or npz file of observations from which `fp8` learns; None for drawn ones.
         device: torch device; None for the first GPU, or else the CPU.
         tokenizer: SentencePiece file; None to look beside the checkpoint and in `OPENPI_DATA_HOME`.
         norm_stats: `norm_stats.json`; None for the checkpoint's own.
         default_prompt: for observations without one.
         batch_sizes: how many observations `infer_batch` shall take, for backends that compute batches.
+        token_pruning: fields of `vlad_configs.pruning.TokenPruning`; None keeps all image tokens.
         progress: told the stage of loading and how far it is, 0..1.
 
     Raises:
@@ -76,12 +82,14 @@ class UnifiedPolicy:
         env: str | None = None,
         config: str | None = None,
         precision: Precision | None = None,
+        engine_dir: str | None = None,
         calibration: str | None = None,
         device: str | None = None,
         tokenizer: str | None = None,
         norm_stats: str | None = None,
         default_prompt: str | None = None,
         batch_sizes: Sequence[int] = (1,),
+        token_pruning: Mapping[str, Any] | None = None,
         progress: ReportProgress | None = None,
         **unknown: Any,
     ) -> None:
@@ -101,14 +109,18 @@ class UnifiedPolicy:
             SentencePieceTokenizer(checkpoint.tokenizer, checkpoint.contract.model.vocab_size),
             default_prompt,
         )
+        is_fp8 = precision is not None and "fp8" in parse_precision(precision).values()
         self._options = _backend_options(
             checkpoint,
+            backend,
             num_denoising_steps,
             enable_kv_cache,
             precision,
             device,
             batch_sizes,
-            self._calibration_inputs(calibration) if precision == "fp8" else (),
+            engine_dir,
+            self._calibration_inputs(calibration) if is_fp8 else (),
+            None if token_pruning is None else TokenPruning.from_json(token_pruning),
         )
         report("loading the weights", 0.1)
         weights = open_weights(checkpoint, self._options.device)
@@ -152,7 +164,12 @@ class UnifiedPolicy:
     @property
     def metadata(self) -> dict[str, Any]:
         """For clients: what runs here and what it expects. Plain JSON and msgpack types."""
-        return dict(self._metadata)
+        metadata = dict(self._metadata)
+        if isinstance(self._backend, Counted):
+            calls = self._backend.calls
+            components = metadata["components"].items()
+            metadata["components"] = {name: {**part, "calls": calls[name]} for name, part in components}
+        return metadata
 
     def infer(
         self,
@@ -176,6 +193,7 @@ class UnifiedPolicy:
             `anchor_state` float64 `[state width]`, the robot's state that belongs to it. With a
             continuation also `rtc`: `mode`, `delay`, `prefix_end`, `beta`, `schedule`, `valid_from`
             (the first action meant to be executed) and `note`, which says why it is not what was asked for.
+            `notes` of the `ModelInputs` where there are any.
 
         Raises:
             ObservationError: for an observation, noise, seed or continuation that does not fit.
@@ -236,14 +254,44 @@ class UnifiedPolicy:
             ObservationError: for the first one that does not fit.
             EngineError: where the engine failed, or returned non-finite actions.
         """
-        count = len(observations)
-        if count not in self.batch_sizes:
-            raise ConfigError(f"{count} observations at once; this policy takes {list(self.batch_sizes)}")
-        nothing = [None] * count
+        nothing = [None] * len(observations)
         rows = zip(
             observations, noise or nothing, seeds or nothing, chunk_continuations or nothing, strict=True
         )
-        requests = [self._prepare(*row) for row in rows]
+        self._check_count(len(observations))
+        return self.compute([self._prepare(*row) for row in rows])
+
+    def prepare(
+        self,
+        observation: Mapping[str, Any],
+        *,
+        noise: npt.ArrayLike | None = None,
+        seed: int | None = None,
+        chunk_continuation: ChunkContinuation | None = None,
+    ) -> PreparedRequest:
+        """What needs no device, for `compute`. May run in another thread than the rest, one at a time.
+
+        Args:
+            observation, noise, seed, chunk_continuation: as for `infer`; the images may still be read until
+                the chunk is computed.
+
+        Raises:
+            ObservationError: for an observation, noise, seed or continuation that does not fit.
+        """
+        return self._prepare(observation, noise, seed, chunk_continuation)
+
+    def compute(self, requests: Sequence[PreparedRequest]) -> list[dict[str, Any]]:
+        """Compute the chunks of prepared observations together, as many as one of `batch_sizes`.
+
+        Returns:
+            What `infer` would return for each. Stage times are those of the whole batch.
+
+        Raises:
+            ConfigError: for a number of observations that is none of `batch_sizes`.
+            EngineError: where the engine failed, or returned non-finite actions.
+        """
+        count = len(requests)
+        self._check_count(count)
         backend, handed_over = self._backend, time.perf_counter()
         inputs, starts = [request.inputs for request in requests], [request.noise for request in requests]
         if count > 1:
@@ -266,6 +314,15 @@ class UnifiedPolicy:
     def overlap(self) -> OverlapReport | None:
         """What requests in flight computed side by side so far; None for a sequential backend."""
         return self._backend.overlap if isinstance(self._backend, Overlapped) else None
+
+    @property
+    def engine_files(self) -> Mapping[str, ComponentEngine]:
+        """By component, after `warm_up`; empty for backends without engine files."""
+        return self._backend.engine_files if isinstance(self._backend, FromEngineFiles) else {}
+
+    def device_memory(self) -> DeviceMemory | None:
+        """The memory of the device now; None on a CPU. Called by the thread that calls everything else."""
+        return device_memory(self._options.device)
 
     def warm_up(self, progress: ReportProgress | None = None) -> None:
         """Do once what would make the first request slow."""
@@ -296,6 +353,10 @@ class UnifiedPolicy:
         """Give weights and buffers back; the policy cannot be used afterwards."""
         self._backend.close()
 
+    def _check_count(self, count: int) -> None:
+        if count not in self.batch_sizes:
+            raise ConfigError(f"{count} observations at once; this policy takes {list(self.batch_sizes)}")
+
     def _calibration_inputs(self, path: str | None) -> list[ModelInputs]:
         observations = calibration_observations(path, self._contract.environment)
         return [self._processor.prepare(observation) for observation in observations]
@@ -323,12 +384,15 @@ class UnifiedPolicy:
 
 def _backend_options(
     checkpoint: PolicyCheckpoint,
+    backend: str,
     num_denoising_steps: int | None,
     enable_kv_cache: bool,
     precision: Precision | None,
     device: str | None,
     batch_sizes: Sequence[int],
+    engine_dir: str | None,
     calibration: Sequence[ModelInputs],
+    pruning: TokenPruning | None,
 ) -> BackendOptions:
     steps = checkpoint.contract.num_denoising_steps if num_denoising_steps is None else num_denoising_steps
     if not isinstance(steps, int) or isinstance(steps, bool):
@@ -337,9 +401,9 @@ def _backend_options(
     if sizes[:1] != (1,):
         raise ConfigError(f"batch_sizes must be 1 or more, with 1 among them, not {list(batch_sizes)}")
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = usual_device(backend)
     if precision is None:
-        precision = "bf16" if device.startswith("cuda") else "fp32"
+        precision = usual_precision(backend, device)
     cameras = [camera for camera in checkpoint.contract.environment.cameras if camera.slot is not None]
     required = sum(camera.required for camera in cameras)
     return BackendOptions(
@@ -349,7 +413,10 @@ def _backend_options(
         enable_kv_cache=enable_kv_cache,
         camera_counts=tuple(range(required, len(cameras) + 1)),
         batch_sizes=sizes,
+        image_dtype=checkpoint.contract.image_dtype,
+        engine_dir=engine_dir,
         calibration=calibration,
+        pruning=pruning,
     )
 
 

@@ -5,6 +5,7 @@ Started by the server as `python -m vlad_engines.worker SOCKET_FD MEMORY_FD SLOT
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import functools
 import logging
@@ -21,6 +22,7 @@ from vlad_configs.errors import VladError
 from vlad_configs.rtc import ChunkContinuation
 from vlad_engines import worker_protocol as protocol
 from vlad_engines.answering import Pending, Policy, answer, at_most
+from vlad_engines.vitals import StartTimes, Vitals
 
 logger = logging.getLogger("vlad.worker")
 
@@ -29,6 +31,8 @@ MAX_REASON_BYTES = protocol.MAX_PACKET_BYTES - 1024
 
 ReportProgress = Callable[[str, float], None]
 
+
+GIL_SWITCH_S = 0.0005
 
 PolicyFactory = Callable[[Mapping[str, Any], ReportProgress], Policy]
 
@@ -67,8 +71,18 @@ def serve(make_policy: PolicyFactory, arguments: list[str]) -> int:
         logger.exception("the policy could not be built")
         _send(link, protocol.StartFailed(at_most(MAX_REASON_BYTES, f"{type(error).__name__}: {error}")))
         return 1
+    _send(link, policy.start_report())
     _send(link, protocol.Ready(dict(policy.metadata), list(policy.batch_sizes)))
-    answer(policy, slots, functools.partial(_receive, link), functools.partial(_send, link))
+    send = functools.partial(_send, link)
+    vitals = Vitals(policy.device_memory, send)
+
+    def receive() -> protocol.Message | None:
+        vitals.tell_if_due()
+        return _receive(link)
+
+    # What prepares the next requests must not keep the thread waiting that has the device's results.
+    sys.setswitchinterval(GIL_SWITCH_S)
+    answer(policy, slots, receive, send)
     return 0
 
 
@@ -90,22 +104,27 @@ def _exit_with_server(socket_fd: int) -> None:
 
 
 def _unified_policy(options: Mapping[str, Any], report: ReportProgress) -> Policy:
-    report("importing torch", 0.0)
+    report("importing the engines", 0.0)
     from vlad_engines.unified_policy import UnifiedPolicy
 
     policy_options = dict(options)
     allow_low_fidelity = policy_options.pop("allow_low_fidelity", False)
+    times = StartTimes()
     policy = UnifiedPolicy(**policy_options, progress=report)
+    times.end("load")
     policy.warm_up(report)
+    times.end("warm_up")
     policy.verify_fidelity(allow_low_fidelity=allow_low_fidelity, progress=report)
-    return _ServedPolicy(policy)
+    times.end("fidelity")
+    return _ServedPolicy(policy, times.phase_s)
 
 
 class _ServedPolicy:
     """A `UnifiedPolicy`, told in its own words what the reserved keys of an observation ask for."""
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: Any, phase_s: Mapping[str, float]) -> None:
         self._policy = policy
+        self._phase_s = phase_s
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -122,6 +141,14 @@ class _ServedPolicy:
         """True for backends that compute one request beside the other."""
         return self._policy.overlap is not None
 
+    def start_report(self) -> protocol.StartReport:
+        engines = {name: dataclasses.asdict(engine) for name, engine in self._policy.engine_files.items()}
+        return protocol.StartReport(dict(self._phase_s), engines)
+
+    def device_memory(self) -> protocol.DeviceMemory | None:
+        memory: protocol.DeviceMemory | None = self._policy.device_memory()
+        return memory
+
     def start(self, observation: Mapping[str, Any]) -> Pending:
         robot_keys, noise, seed, continuation = _taken_apart(observation)
         pending: Pending = self._policy.start(
@@ -129,18 +156,15 @@ class _ServedPolicy:
         )
         return pending
 
-    def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
+    def prepare(self, observation: Mapping[str, Any]) -> Any:
         robot_keys, noise, seed, continuation = _taken_apart(observation)
-        result: Mapping[str, Any] = self._policy.infer(
-            robot_keys, noise=noise, seed=seed, chunk_continuation=continuation
-        )
-        return result
+        return self._policy.prepare(robot_keys, noise=noise, seed=seed, chunk_continuation=continuation)
 
-    def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-        robot_keys, noise, seeds, continuations = zip(*map(_taken_apart, observations), strict=True)
-        results: Sequence[Mapping[str, Any]] = self._policy.infer_batch(
-            robot_keys, noise=noise, seeds=seeds, chunk_continuations=continuations
-        )
+    def infer(self, prepared: Any) -> Mapping[str, Any]:
+        return self.infer_batch([prepared])[0]
+
+    def infer_batch(self, prepared: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
+        results: Sequence[Mapping[str, Any]] = self._policy.compute(prepared)
         return results
 
 

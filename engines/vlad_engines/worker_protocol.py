@@ -12,7 +12,7 @@ import mmap
 import os
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
@@ -37,15 +37,13 @@ _ALIGNMENT = 64
 _ARRAY_CODE = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Configure:
+class Configure(NamedTuple):
     """Server to worker, first and once: the arguments of the policy."""
 
     options: dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Infer:
+class Infer(NamedTuple):
     """Server to worker: compute the observation that lies in `slot`.
 
     Attributes:
@@ -63,16 +61,14 @@ class Infer:
     continuable: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """Worker to server while it starts: what it does now, and how far it is (0..1)."""
 
     stage: str
     fraction: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Ready:
+class Ready(NamedTuple):
     """Worker to server: requests may come.
 
     Attributes:
@@ -84,15 +80,13 @@ class Ready:
     batch_sizes: list[int]
 
 
-@dataclasses.dataclass(frozen=True)
-class StartFailed:
+class StartFailed(NamedTuple):
     """Worker to server: it cannot start with these options; trying again is useless."""
 
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Worker to server: the arrays of a reply lie in the reply part of the request's slot.
 
     Attributes:
@@ -103,6 +97,7 @@ class Chunk:
         batch: how many requests were computed together.
         timing: the policy's own figures in milliseconds.
         rtc: how the chunk continues the one before, for the client; None where it does not.
+        notes: what the processing noticed about the observation, `ModelInputs.notes`; None for nothing.
     """
 
     request_id: int
@@ -112,17 +107,16 @@ class Chunk:
     batch: int
     timing: dict[str, float]
     rtc: dict[str, Any] | None = None
+    notes: dict[str, Any] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Skipped:
+class Skipped(NamedTuple):
     """Worker to server: not computed, because it was revoked or its time had passed before it began."""
 
     request_id: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Refused:
+class Refused(NamedTuple):
     """Worker to server: the observation does not fit; the fields of an `ObservationError`."""
 
     request_id: int
@@ -131,8 +125,7 @@ class Refused:
     received: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Failed:
+class Failed(NamedTuple):
     """Worker to server: the engine failed on this request; our mistake. `detail` is for the log."""
 
     request_id: int
@@ -140,14 +133,70 @@ class Failed:
     detail: str
 
 
-Message = Configure | Infer | Progress | Ready | StartFailed | Chunk | Skipped | Refused | Failed
+@dataclasses.dataclass(frozen=True)
+class ComponentEngine:
+    """One component's engine file, as `StartReport.engines` tells of it.
+
+    Attributes:
+        lookup: what was found: `hit`, `miss`, `stale` or `corrupt` in the cache, or `prebuilt`.
+        build_s: how long building took, whenever that was.
+        load_s: how long loading took now.
+        plan_bytes: size of the file.
+    """
+
+    lookup: str
+    build_s: float
+    load_s: float
+    plan_bytes: int
+
+
+class StartReport(NamedTuple):
+    """Worker to server, before `Ready`: how the start went.
+
+    Attributes:
+        phase_s: seconds of `load`, `warm_up` and `fidelity`.
+        engines: component -> fields of a `ComponentEngine`; empty for backends without engine files.
+    """
+
+    phase_s: dict[str, float]
+    engines: dict[str, dict[str, Any]]
+
+
+class DeviceMemory(NamedTuple):
+    """Worker to server, every few seconds while it is ready: the memory of its device.
+
+    Attributes:
+        device: such as `cuda:0`.
+        used_bytes: by whomever.
+        reserved_bytes: what the worker's torch keeps of it.
+    """
+
+    device: str
+    used_bytes: int
+    total_bytes: int
+    reserved_bytes: int
+
+
+Message = (
+    Configure
+    | Infer
+    | Progress
+    | Ready
+    | StartFailed
+    | Chunk
+    | Skipped
+    | Refused
+    | Failed
+    | StartReport
+    | DeviceMemory
+)
 
 _KINDS: tuple[type[Any], ...] = (
     *(Configure, Infer, Progress, Ready, StartFailed),
     *(Chunk, Skipped, Refused, Failed),
+    *(StartReport, DeviceMemory),
 )
 _CODES = {kind: code for code, kind in enumerate(_KINDS)}
-_FIELDS = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in _KINDS}
 
 
 class _Packer(threading.local):
@@ -177,7 +226,7 @@ def pack_message(message: Message) -> bytes:
         ValueError: for a message that does not fit into one packet.
     """
     kind = type(message)
-    packet = _pack([_CODES[kind], *[getattr(message, name) for name in _FIELDS[kind]]])
+    packet = _pack((_CODES[kind], *message))
     if len(packet) > MAX_PACKET_BYTES:
         raise ValueError(f"{kind.__name__} message of {len(packet)} bytes exceeds {MAX_PACKET_BYTES}")
     return packet
@@ -297,7 +346,7 @@ class SharedSlots:
                 raise TypeError(f"cannot hand over {type(array).__name__}")
             if position + array.nbytes > end:
                 raise ValueError(f"{what} of more than {end - start} bytes")
-            np.copyto(np.ndarray(array.shape, array.dtype, self._memory, position), array)
+            np.ndarray(array.shape, array.dtype, self._memory, position)[...] = array
             outline = _pack([position, array.dtype.str, array.shape])
             position = _align(position + array.nbytes)
             return msgpack.ExtType(_ARRAY_CODE, outline)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib.metadata
 import logging
 import os
 import pathlib
@@ -28,7 +27,8 @@ from vlad_server.loop_watchdog import LoopWatchdog
 from vlad_server.metrics import ServerMetrics
 from vlad_server.monitoring import MonitoringServer
 from vlad_server.readiness import Readiness
-from vlad_server.recorder import Recorder
+from vlad_server.recordings.recorder import Recorder
+from vlad_server.version import daemon_version
 from vlad_server.worker_process import WORKER_COMMAND
 
 logger = logging.getLogger("vlad.server")
@@ -66,7 +66,9 @@ async def serve_policy(config: ServeConfig, worker_command: Sequence[str] = WORK
         stack.callback(monitoring.close)
         recorder = None
         if config.record_dir is not None:
-            recorder = Recorder(pathlib.Path(config.record_dir), metrics.recorder_dropped)
+            recorder = Recorder(
+                pathlib.Path(config.record_dir), config.environment, config.record_file_bytes, metrics
+            )
             stack.callback(recorder.close)
         dispatcher = Dispatcher(
             worker_command,
@@ -168,7 +170,7 @@ async def _announce(
     await readiness.wait_ready()
     metadata = readiness.metadata
     metrics.set_build_info(
-        version=importlib.metadata.version("vlad"),
+        version=daemon_version(),
         backend=config.backend,
         precision=str(metadata.get("precision", "")),
         model=str(metadata.get("family", "")),

@@ -27,6 +27,7 @@ def describe(policy: Mapping[str, Any], config: ServeConfig) -> dict[str, Any]:
             "protocol": PROTOCOL_VERSION,
             "streaming": True,
             "deadlines": True,
+            "doctor": True,
             "session_ttl_s": config.session_ttl_s,
             "image_encodings": list(ENCODINGS),
         },

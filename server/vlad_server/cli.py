@@ -14,7 +14,8 @@ import uvloop
 
 from vlad_configs.access import AccessConfig
 from vlad_configs.errors import ConfigError
-from vlad_configs.serving import BackendName, Precision, ServeConfig
+from vlad_configs.pruning import Positions, PruningMode, TokenPruning
+from vlad_configs.serving import BackendName, ServeConfig
 from vlad_server import logs
 from vlad_server.app import serve_policy
 from vlad_server.checkpoint_choice import choose_checkpoint
@@ -59,16 +60,27 @@ class Args:
     """Engine that runs the policy; what is named here runs, or the start fails."""
     num_steps: int | None = None
     """Denoising steps; the checkpoint's own number (10 for published ones) where not given."""
-    precision: Precision | None = None
-    """Arithmetic of the network; bf16 on a GPU and fp32 on a CPU where not given."""
+    precision: str | None = None
+    """fp32, tf32, bf16 or fp8, or one for each part, such as vision=fp16,prefix=tf32,denoise=tf32; bf16 on a
+    GPU and fp32 on a CPU where not given."""
+    engine_dir: str | None = None
+    """Folder of prebuilt TensorRT engines, which is only read; nothing is built then."""
     calibration: str | None = None
-    """Recorded observations (npz) that tell fp8 the size of activations; drawn ones where not given."""
+    """Recording (mcap) or npz file that tells fp8 the size of activations; drawn ones where not given."""
     device: str | None = None
     """Torch device; the first GPU, or else the CPU, where not given."""
     devices: str | None = None
     """Several devices, an engine worker on each: numbers of GPUs or torch devices, such as `0,1`."""
     batch_sizes: str | None = None
     """How many requests may share one computation, such as `1,2,4,8`; for backends that compute batches."""
+    keep_tokens: int | None = None
+    """Token pruning: how many image tokens the prefix keeps, of all cameras together; all where not given."""
+    keep_ratio: float | None = None
+    """The same as a share of the image tokens, above 0 and at most 1."""
+    pruning_mode: PruningMode = "fixed"
+    """`fixed` fills every slot, `union` keeps only tokens with a vote and masks the other slots."""
+    pruning_positions: Positions = "original"
+    """Whether kept tokens stay where they were (`original`) or move together (`compact`)."""
     default_prompt: str | None = None
     """Prompt for requests that carry none."""
     tokenizer: str | None = None
@@ -116,8 +128,10 @@ class Args:
     """How long requests in flight may take after SIGTERM."""
     keep_connection_on_error: bool = False
     """Answer a client's mistake without closing its connection (openpi closes it)."""
-    record: bool = False
-    """Write each request and reply to policy_records/step_<n>.npy."""
+    record: str | None = None
+    """Directory for MCAP files of all requests and replies; `policy_records` where only --record is given."""
+    record_file_bytes: int = 1 << 30
+    """Size at which a recording goes on in its next file."""
     allow_low_fidelity: bool = False
     """Serve a backend that is too far from the float32 reference; metadata and metrics then say so."""
     debug: bool = False
@@ -129,7 +143,7 @@ class Args:
 
 def parse(arguments: Sequence[str]) -> Args:
     """Parse a command line; exits with a usage message where it is wrong."""
-    return tyro.cli(Args, prog="serve_policy", args=_subcommand_last(arguments))
+    return tyro.cli(Args, prog="serve_policy", args=_subcommand_last(_record_somewhere(arguments)))
 
 
 def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
@@ -153,6 +167,7 @@ def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
         default_prompt=args.default_prompt,
         num_steps=args.num_steps,
         precision=args.precision,
+        engine_dir=args.engine_dir,
         calibration=args.calibration,
         device=args.device,
         devices=_devices(args.devices),
@@ -179,12 +194,22 @@ def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
         hang_s=args.hang_seconds,
         action_limits=args.action_limits,
         status_page=args.status_page,
-        record_dir=RECORD_DIRECTORY if args.record else None,
+        record_dir=args.record,
+        record_file_bytes=args.record_file_bytes,
         drain_s=args.drain_seconds,
         keep_connection_on_error=args.keep_connection_on_error,
         debug=args.debug,
         allow_low_fidelity=args.allow_low_fidelity,
+        token_pruning=_token_pruning(args),
     )
+
+
+def _token_pruning(args: Args) -> TokenPruning | None:
+    if args.keep_tokens is None and args.keep_ratio is None:
+        if (args.pruning_mode, args.pruning_positions) != ("fixed", "original"):
+            raise ConfigError("--pruning-mode and --pruning-positions need --keep-tokens or --keep-ratio")
+        return None
+    return TokenPruning(args.keep_tokens, args.keep_ratio, args.pruning_mode, args.pruning_positions)
 
 
 def _devices(listed: str | None) -> tuple[str, ...]:
@@ -207,6 +232,16 @@ def _batch_sizes(listed: str | None) -> tuple[int, ...]:
             f"--batch-sizes must be numbers with commas in between, such as 1,2,4, not '{listed}'"
         )
     return tuple(map(int, sizes)) or (1,)
+
+
+def _record_somewhere(arguments: Sequence[str]) -> list[str]:
+    """Give --record, a switch in openpi, its usual directory where it stands alone."""
+    given = list(arguments)
+    for index in range(len(given) - 1, -1, -1):
+        following = given[index + 1] if index + 1 < len(given) else "--"
+        if given[index] == "--record" and following.startswith(("--", "policy:")):
+            given.insert(index + 1, RECORD_DIRECTORY)
+    return given
 
 
 def _subcommand_last(arguments: Sequence[str]) -> list[str]:

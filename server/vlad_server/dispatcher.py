@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -56,7 +57,7 @@ class Dispatcher:
         self._ended: dict[int, Work] = {}
         self._handed_over_until: dict[int, tuple[float, Work]] = {}
         self._request_ids = itertools.count(1)
-        self._expiry: asyncio.TimerHandle | None = None
+        self._wake: asyncio.TimerHandle | None = None
         names = (
             ["engine worker"] if len(options) == 1 else [f"engine worker {i}" for i in range(len(options))]
         )
@@ -89,8 +90,8 @@ class Dispatcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if self._expiry is not None:
-                self._expiry.cancel()
+            if self._wake is not None:
+                self._wake.cancel()
 
     def submit(self, work: Work, terms: Terms, *, stream: bool = False) -> int:
         """Queue a request; `work.on_done` is told its outcome, never before this returns.
@@ -181,21 +182,29 @@ class Dispatcher:
         if not len(self._queue) and not self._handed_over_until:
             return
         now = time.perf_counter()
-        self._end_expired(now)
-        while len(self._queue) and (link := self._free_link()) is not None:
+        if self._handed_over_until or self._queue.may_expire:
+            self._end_expired(now)
+        room_at = math.inf
+        while len(self._queue):
+            room_at, link = self._next_room(now)
+            if room_at > now:
+                break
+            room_at = math.inf
             batch = self._queue.take(link.batch_sizes, now)
             if not batch:
                 break
-            for request_id, work in batch:
-                self._places[request_id] = link
-                last_start = self._queue.last_start(request_id)
-                if last_start is not None:
-                    self._handed_over_until[request_id] = (last_start, work)
-            for request_id, work, error in link.hand_over(batch, self._queue.last_start):
-                self._queue.finish(request_id)
-                self._left_worker(request_id)
-                self._tell_later(request_id, work, error)
-        self._wake_for_expiry(now)
+            self._hand_over(link, batch)
+        self._wake_later(now, room_at)
+
+    def _hand_over(self, link: WorkerLink, batch: list[tuple[int, Work]]) -> None:
+        for request_id, work in batch:
+            self._places[request_id] = link
+            if (last_start := self._queue.last_start(request_id)) is not None:
+                self._handed_over_until[request_id] = (last_start, work)
+        for request_id, work, error in link.hand_over(batch, self._queue.last_start):
+            self._queue.finish(request_id)
+            self._left_worker(request_id)
+            self._tell_later(request_id, work, error)
 
     def _end_expired(self, now: float) -> None:
         for request_id, work in self._queue.take_expired(now):
@@ -208,12 +217,15 @@ class Dispatcher:
             elif last_start < now:
                 del self._handed_over_until[request_id]
 
-    def _free_link(self) -> WorkerLink | None:
-        """The worker that will be free first, if any may take a request now."""
-        free = [link for link in self._links if link.has_room]
-        if len(free) < 2:
-            return free[0] if free else None
-        return min(free, key=lambda link: (len(link), link.busy_since))
+    def _next_room(self, now: float) -> tuple[float, WorkerLink]:
+        """Which worker may take requests first, and from when on; of those that may now, the least busy."""
+        room = [(link.has_room_at(self._times.expected), link) for link in self._links]
+        if len(room) == 1:
+            return room[0]
+        free = [item for item in room if item[0] <= now]
+        if free:
+            return min(free, key=lambda item: (len(item[1]), item[1].busy_since))
+        return min(room, key=lambda item: item[0])
 
     def _left_worker(self, request_id: int) -> bool:
         """Note that no worker has a request any more; True where somebody waits for its outcome."""
@@ -232,16 +244,19 @@ class Dispatcher:
         if work is not None:
             work.on_done(outcome)
 
-    def _wake_for_expiry(self, now: float) -> None:
-        expiries = [last_start for last_start, _ in self._handed_over_until.values()]
+    def _wake_later(self, now: float, room_at: float) -> None:
+        """Look again when something expires, or when a worker may take more."""
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        times = [last_start + TIMER_STEP_S for last_start, _ in self._handed_over_until.values()]
         if (waiting := self._queue.next_expiry()) is not None:
-            expiries.append(waiting)
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-        if expiries:
-            pause = max(0.0, min(expiries) - now) + TIMER_STEP_S
-            self._expiry = asyncio.get_running_loop().call_later(pause, self._pump)
+            times.append(waiting + TIMER_STEP_S)
+        if not math.isinf(room_at):
+            times.append(room_at)
+        if times:
+            pause = max(0.0, min(times) - now)
+            self._wake = asyncio.get_running_loop().call_later(pause, self._pump)
 
 
 def _expired() -> ExpiredError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlad_server import continuations, wire
+from vlad_server.doctor.examination import Finding
 from vlad_server.outcomes import Reply, code_of
 from vlad_server.request_options import ObservationId, RequestOptions
 from vlad_server.scheduler import Terms
@@ -26,7 +27,12 @@ class Exchange:
         decoded: when it was found to be usable.
         request_id: of the dispatcher; None while it is not with it.
         warnings: what a client that reads warnings should know of its chunk.
+        cameras: which of those that may be absent it has.
         note: why the chunk does not continue the one before, as asked; None where there is nothing to say.
+        frame_received: the request as it came, for the recorder.
+        seed: of the chunk's noise, where the request brings no noise of its own and is recorded.
+        continuation: what the policy was told of the chunk before.
+        findings: what is probably wrong with the observation.
     """
 
     observation: Mapping[str, Any]
@@ -37,8 +43,13 @@ class Exchange:
     is_roboarena: bool = False
     decoded: float = 0.0
     request_id: int | None = None
+    cameras: tuple[str, ...] = ()
     note: str | None = None
     warnings: tuple[str, ...] = ()
+    frame_received: bytes | bytearray | memoryview = b""
+    seed: int | None = None
+    continuation: Mapping[str, Any] | None = None
+    findings: Sequence[Finding] = ()
 
     @property
     def expires(self) -> float | None:
@@ -48,7 +59,7 @@ class Exchange:
     @property
     def terms(self) -> Terms:
         """What the scheduler needs to know."""
-        return Terms(self.session, self.received, self.options.slack_s, self.expires)
+        return Terms(self.session, self.received, self.options.slack_s, self.expires, self.cameras)
 
     def message(self, reply: Reply, now: float, previous_total_ms: float | None) -> dict[str, Any]:
         """The reply as a map; the session then knows the chunk."""

@@ -18,12 +18,13 @@ from vlad_configs.serving import ServeConfig
 from vlad_server import health
 from vlad_server.action_guard import ActionGuard
 from vlad_server.dispatcher import Dispatcher
+from vlad_server.doctor.doctor import ObservationDoctor
 from vlad_server.gatekeeper import Gatekeeper
 from vlad_server.images import ImageDecoder
 from vlad_server.metrics import ServerMetrics
 from vlad_server.policy_connection import PolicyConnection
 from vlad_server.readiness import Readiness
-from vlad_server.recorder import Recorder
+from vlad_server.recordings.recorder import Recorder
 from vlad_server.robot_connection import RobotConnection
 from vlad_server.sessions import SessionRegistry
 from vlad_server.status.board import StatusBoard
@@ -68,6 +69,7 @@ class Gateway:
         self._sessions = SessionRegistry(config.session_ttl_s)
         metrics.sessions.set_function(lambda: len(self._sessions))
         self._images = ImageDecoder(config.robot, config.max_message_bytes)
+        self._doctor = ObservationDoctor(config.robot, metrics)
         self._serving: set[asyncio.Task[Any]] = set()
         self._robots: dict[RobotConnection, None] = {}  # in the order in which they came
         self._gatekeeper = Gatekeeper(config.access, listens_on=config.host, metrics=metrics)
@@ -113,6 +115,7 @@ class Gateway:
             logger=quiet,
             ssl=self._gatekeeper.tls,
         )
+        self._sampling = asyncio.create_task(self._sample_round_trips())
         port: int = next(iter(self._server.sockets)).getsockname()[1]
         return port
 
@@ -137,9 +140,19 @@ class Gateway:
             connection.transport.abort()
         self._server.close()
         await self._server.wait_closed()
+        self._sampling.cancel()
         self._images.close()
         if self._page is not None:
             self._page.close()
+
+    async def _sample_round_trips(self) -> None:
+        """Note how far away clients are, as often as the library pings them."""
+        assert self._server is not None
+        while True:
+            await asyncio.sleep(PING_INTERVAL_S)
+            for connection in self._server.connections:
+                if connection.latency:
+                    self._metrics.client_rtt.observe(connection.latency)
 
     async def _serve_connection(self, connection: ServerConnection) -> None:
         task = asyncio.current_task()
@@ -158,6 +171,7 @@ class Gateway:
                 metrics=self._metrics,
                 sessions=self._sessions,
                 images=self._images,
+                doctor=self._doctor,
                 recorder=self._recorder,
                 guard=self._guard,
                 board=self._board,

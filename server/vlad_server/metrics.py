@@ -19,6 +19,9 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from vlad_server.doctor.examination import KINDS as OBSERVATION_WARNINGS
+from vlad_server.engine_metrics import EngineMetrics
+from vlad_server.freshness_metrics import FreshnessMetrics
 from vlad_server.latency_histogram import LatencyHistogram, LatencyHistograms
 
 NAMESPACE = "vlad"
@@ -31,8 +34,9 @@ REQUEST_BUCKETS = (
 
 STAGE_BUCKETS = (
     *(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.010, 0.0125, 0.015, 0.020),
-    *(0.030, 0.050, 0.100, 0.500, 1.0, 5.0),
+    *(0.030, 0.050, 0.100, 0.200, 0.500, 1.0, 2.0, 5.0, 10.0),
 )
+RTT_BUCKETS = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.010, 0.020, 0.050, 0.100, 0.200, 0.500, 1.0, 5.0)
 LAG_BUCKETS = (0.001, 0.002, 0.005, 0.010, 0.020, 0.050, 0.100, 0.500)
 
 OUTCOMES = (
@@ -78,9 +82,24 @@ class ServerMetrics:
         self.sessions = self._gauge(
             "sessions", "Sessions of robots that name themselves, with and without connection."
         )
-        self.recorder_dropped = self._counter(
-            "recorder_dropped_total", "Requests that the recorder left out because the disk was too slow."
+        self.observations_examined = self._counter(
+            "observations_examined_total", "Observations that were looked at for likely mistakes."
         )
+        warnings = self._counter(
+            "observation_warnings_total", "Likely mistakes found in examined observations.", "kind"
+        )
+        self.observation_warnings = {kind: warnings.labels(kind) for kind in OBSERVATION_WARNINGS}
+        self.recorder_dropped = self._counter(
+            "recorder_dropped_total",
+            "Requests left out of the recording: the disk was too slow, or recording has stopped.",
+        )
+        self.recorder_stops = self._counter(
+            "recorder_stops_total", "Recordings that ended early: the disk is full, or the recorder died."
+        )
+        self.recorder_queued_bytes = self._gauge(
+            "recorder_queued_bytes", "Requests and replies that wait for the recorder."
+        )
+        self.recorder_active = self._gauge("recorder_active", "1 while requests are recorded, else 0.")
 
         self.request_duration = self._histogram(
             "request_duration_seconds", "Frame received to reply handed to the transport.", REQUEST_BUCKETS
@@ -96,6 +115,11 @@ class ServerMetrics:
             label="stage",
             values=STAGES,
         ).series
+        self.freshness = FreshnessMetrics(registry, NAMESPACE)
+        self.engine = EngineMetrics(registry, NAMESPACE)
+        self.client_rtt = self._histogram(
+            "client_rtt_seconds", "Round trip of a keepalive ping to each client.", RTT_BUCKETS
+        )
         self.event_loop_lag = self._histogram(
             "event_loop_lag_seconds", "Delay of a 50 ms timer on the server's event loop.", LAG_BUCKETS
         )
@@ -114,6 +138,13 @@ class ServerMetrics:
             "build_info", "1; what is being served.", "version", "backend", "precision", "model", "env"
         )
 
+        self.image_tokens_kept = self._gauge(
+            "image_tokens_kept", "Image tokens in the prefix of the last pruned request; 0 without pruning."
+        )
+        self.image_tokens_voted = self._gauge(
+            "image_tokens_voted",
+            "Image tokens with a vote in the last pruned request; 0 without pruning.",
+        )
         self.fidelity_passed = self._gauge(
             "fidelity_passed", "1 where the backend is close enough to the float32 reference, else 0."
         )
@@ -156,6 +187,12 @@ class ServerMetrics:
             "restarts": _value(self.worker_restarts),
             "hangs": _value(self.worker_hangs),
         }
+
+    def note_pruning(self, policy_timing: Mapping[str, float]) -> None:
+        """Publish what token pruning did to a request, where it did anything."""
+        if "image_tokens_kept" in policy_timing:
+            self.image_tokens_kept.set(policy_timing["image_tokens_kept"])
+            self.image_tokens_voted.set(policy_timing["image_tokens_voted"])
 
     def count_disconnect(self, code: int) -> None:
         """Count a closed connection under its close code."""

@@ -76,6 +76,7 @@ class Reply:
         model_actions: float32 `[action_horizon, action_dim]` in the model's space; None where nobody asked.
         anchor_state: float64 `[state_width]`, the robot's state that belongs to them; likewise.
         rtc: how the chunk continues the one before; None where it does not.
+        notes: what the policy noticed about the observation, for `notes_of_policy`; None for nothing.
     """
 
     actions: npt.NDArray[np.float64]
@@ -85,6 +86,7 @@ class Reply:
     model_actions: npt.NDArray[np.float32] | None = None
     anchor_state: npt.NDArray[np.float64] | None = None
     rtc: Mapping[str, Any] | None = None
+    notes: Mapping[str, Any] | None = None
 
 
 Outcome = Reply | Exception

@@ -18,12 +18,14 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import Event, State
 
+from vlad_server.large_frames import HEADER_BYTES, LARGEST_BYTES, LargeFrame, binary_frame
+
 _HEAD, _GET = b"HEAD ", b"GET "
 
 MAX_WAITING_MESSAGES = 2
 """Messages that may lie here unhandled before the network's buffers have to hold the rest."""
 
-Message = bytes | bytearray | str
+Message = bytes | bytearray | memoryview | str
 
 
 class Receiver(Protocol):
@@ -47,6 +49,7 @@ class PolicyConnection(ServerConnection):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._largest_frame = min(self.protocol.max_message_size or LARGEST_BYTES, LARGEST_BYTES)
         self._has_received = False
         self.is_head = False
         self.is_writable = True
@@ -55,6 +58,7 @@ class PolicyConnection(ServerConnection):
         self._is_delivering = False
         self._is_reading = True
         self._waiting: collections.deque[Message] = collections.deque()
+        self._large: LargeFrame | None = None
         self._fragments: bytearray | None = None
         self._is_text = False
 
@@ -73,9 +77,9 @@ class PolicyConnection(ServerConnection):
             return False
         if isinstance(payload, str):
             self.protocol.send_text(payload.encode())
+            self.send_data()
         else:
-            self.protocol.send_binary(payload)
-        self.send_data()
+            self.transport.write(binary_frame(payload))
         return True
 
     def data_received(self, data: bytes) -> None:
@@ -85,18 +89,20 @@ class PolicyConnection(ServerConnection):
             if data.startswith(_HEAD):
                 self.is_head = True
                 data = _GET + data[len(_HEAD) :]
-        super().data_received(data)
+        if self._large is not None:
+            self._continue_large(self._large, data, 0)
+        elif self._may_begin_frame and (frame := LargeFrame.begin(data, self._largest_frame)) is not None:
+            self._large = frame
+            self._continue_large(frame, data, HEADER_BYTES)
+        else:
+            super().data_received(data)
 
     def process_event(self, event: Event) -> None:
         """Called by the library with each frame; data frames stay here, everything else is its own."""
         if not isinstance(event, Frame) or event.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             super().process_event(event)
         elif (message := self._complete(event)) is not None:
-            self._waiting.append(message)
-            self._deliver()
-            if self._is_reading and len(self._waiting) > MAX_WAITING_MESSAGES:
-                self._is_reading = False
-                self.transport.pause_reading()
+            self._receive(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the transport, last."""
@@ -122,6 +128,27 @@ class PolicyConnection(ServerConnection):
         if self.is_head:
             response.body = b""
         return response
+
+    @property
+    def _may_begin_frame(self) -> bool:
+        """True where the library has nothing half done: the next byte begins a message."""
+        is_between_frames = not self.protocol.reader.buffer and self._fragments is None
+        return is_between_frames and self.protocol.state is State.OPEN
+
+    def _continue_large(self, frame: LargeFrame, data: bytes, start: int) -> None:
+        end = frame.add(data, start)
+        if frame.is_complete:
+            self._large = None
+            self._receive(frame.message())
+        if end < len(data):
+            self.data_received(data[end:])
+
+    def _receive(self, message: Message) -> None:
+        self._waiting.append(message)
+        self._deliver()
+        if self._is_reading and len(self._waiting) > MAX_WAITING_MESSAGES:
+            self._is_reading = False
+            self.transport.pause_reading()
 
     def _complete(self, frame: Frame) -> Message | None:
         """The message that ends with this frame; the library has checked order and total size."""

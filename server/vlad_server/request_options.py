@@ -19,7 +19,7 @@ POLICY_KEYS = frozenset(["vlad/seed", "vlad/noise"])
 OPTION_KEYS = frozenset(
     [
         *("vlad/observation_id", "vlad/session", "vlad/reset", "vlad/deadline_ms"),
-        *("vlad/remaining", "vlad/control_hz", "vlad/rtc", "vlad/stream"),
+        *("vlad/remaining", "vlad/control_hz", "vlad/rtc", "vlad/stream", "vlad/doctor"),
     ]
 )
 """Concern the daemon. A request with one of them gets a reply with more keys."""
@@ -72,6 +72,7 @@ class RequestOptions:
         control_hz: actions per second that the robot executes.
         rtc: how to continue the robot's chunk; None for a chunk that stands alone.
         stream: True where a newer observation may take the place of this one.
+        doctor: True where the reply shall say what is probably wrong with the observation.
         extended: True where the reply has the additional keys.
     """
 
@@ -83,6 +84,7 @@ class RequestOptions:
     control_hz: float | None = None
     rtc: Continuation | None = None
     stream: bool = False
+    doctor: bool = False
     extended: bool = False
 
 
@@ -114,6 +116,7 @@ def read_options(request: Mapping[str, Any]) -> RequestOptions:
         control_hz=control_hz,
         rtc=_continuation(request.get("vlad/rtc"), control_hz),
         stream=_flag(request, "vlad/stream"),
+        doctor=_flag(request, "vlad/doctor"),
         extended=True,
     )
 

@@ -18,12 +18,13 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from vlad_configs.errors import ObservationError
+from vlad_configs.errors import EngineError, ObservationError
 from vlad_configs.serving import ServeConfig
 from vlad_engines.worker_protocol import CONTINUATION_KEY
 from vlad_server import continuations, roboarena, wire
 from vlad_server.action_guard import ActionGuard
 from vlad_server.dispatcher import Dispatcher
+from vlad_server.doctor.doctor import ObservationDoctor
 from vlad_server.exchange import Exchange, error_frame
 from vlad_server.images import ImageDecoder, has_encoded_images
 from vlad_server.metrics import ServerMetrics
@@ -39,7 +40,8 @@ from vlad_server.outcomes import (
 from vlad_server.policy_connection import Message, PolicyConnection
 from vlad_server.rate_limit import Allowance
 from vlad_server.readiness import Readiness
-from vlad_server.recorder import Recorder
+from vlad_server.recordings.exchange_recorder import ExchangeRecorder
+from vlad_server.recordings.recorder import Recorder
 from vlad_server.request_options import (
     POLICY_KEYS,
     ObservationId,
@@ -79,6 +81,7 @@ class RobotConnection:
         metrics: ServerMetrics,
         sessions: SessionRegistry,
         images: ImageDecoder,
+        doctor: ObservationDoctor,
         recorder: Recorder | None,
         guard: ActionGuard,
         board: StatusBoard,
@@ -91,10 +94,12 @@ class RobotConnection:
         self._metrics = metrics
         self._sessions = sessions
         self._images = images
-        self._recorder = recorder
         self._guard = guard
         self._board = board
         self._allowance = allowance
+        self._doctor = doctor
+        self._recorder = None if recorder is None else ExchangeRecorder(recorder, readiness)
+        self._robot = config.robot
         self._policy_keys = config.robot.request_keys | POLICY_KEYS
         self._loop = asyncio.get_running_loop()
         self._is_idle = asyncio.Event()
@@ -221,17 +226,20 @@ class RobotConnection:
             if self._allowance is not None and not self._allowance.take(received):
                 raise LimitedError("limited: more requests per second than --max-requests-per-second allows")
             if roboarena.is_roboarena(request):
-                self._begin_roboarena(request, received)
+                self._begin_roboarena(request, received, message)
                 return
             options = read_options(request)
             exchange = self._exchange(request, options, received)
+            exchange.frame_received = message
         except (wire.WireError, ObservationError, LimitedError) as error:
             self._refuse(error, observation_id)
             self._continue()
             return
         self._prepare(exchange)
 
-    def _begin_roboarena(self, request: Mapping[str, Any], received: float) -> None:
+    def _begin_roboarena(
+        self, request: Mapping[str, Any], received: float, message: bytes | bytearray | memoryview
+    ) -> None:
         if roboarena.endpoint_of(request) == "reset":
             self._session.begin_episode()
             self._send(roboarena.RESET_REPLY)
@@ -240,6 +248,7 @@ class RobotConnection:
         observation = roboarena.observation_of(request, self._config.robot)
         exchange = self._exchange(observation, RequestOptions(), received)
         exchange.is_roboarena = True
+        exchange.frame_received = message
         self._prepare(exchange)
 
     def _exchange(self, request: Mapping[str, Any], options: RequestOptions, received: float) -> Exchange:
@@ -271,7 +280,7 @@ class RobotConnection:
             self._begin_stream()
         else:
             self._lock_step = exchange
-        if not has_encoded_images(exchange.observation, self._config.robot):
+        if not has_encoded_images(exchange.observation, self._robot):
             self._submit(exchange)
         elif exchange.session not in self._decoding:
             self._decode_images(exchange)
@@ -308,7 +317,8 @@ class RobotConnection:
         metadata, options = self._readiness.metadata, exchange.options
         observation = exchange.observation
         try:
-            self._config.robot.check(observation, prompt_optional=metadata.get("default_prompt") is not None)
+            self._robot.check(observation, prompt_optional=metadata.get("default_prompt") is not None)
+            exchange.cameras = self._robot.optional_cameras(observation)
             can_continue = bool(metadata.get("vlad", {}).get("rtc"))
             continuation, exchange.note = continuations.resolve(
                 options, exchange.session, supported=can_continue
@@ -318,13 +328,16 @@ class RobotConnection:
             return
         selected = {key: value for key, value in observation.items() if key in self._policy_keys}
         if continuation is not None:
-            selected[CONTINUATION_KEY] = continuation
+            selected[CONTINUATION_KEY] = exchange.continuation = continuation
+        if self._recorder is not None:
+            self._recorder.pin_noise(exchange, selected)
         exchange.decoded = time.perf_counter()
         self._metrics.stages["decode"].observe(exchange.decoded - exchange.received)
         self._latest_submitted[exchange.session] = exchange.number
         work = Work(selected, functools.partial(self._on_outcome, exchange), options.extended)
         exchange.request_id = self._dispatcher.submit(work, exchange.terms, stream=options.stream)
         self._open[exchange.request_id] = exchange
+        self._doctor.examine(exchange)
 
     def _on_outcome(self, exchange: Exchange, outcome: Outcome) -> None:
         assert exchange.request_id is not None
@@ -338,6 +351,8 @@ class RobotConnection:
                 self._superseded(exchange)
             else:
                 self._end(exchange, outcome)
+                if self._recorder is not None and isinstance(outcome, EngineError):
+                    self._recorder.failed(exchange, outcome)
             self._continue()
         except Exception:
             self._break_off()
@@ -354,6 +369,9 @@ class RobotConnection:
         """Send a reply, and note that its request is done."""
         encoding = time.perf_counter()
         message = exchange.message(reply, encoding, self._previous_total_ms)
+        warnings = self._doctor.report(exchange, reply)
+        if exchange.options.doctor:
+            message["observation_warnings"] = warnings
         payload = exchange.frame(message)
         encoded = time.perf_counter()
         if self._lock_step is exchange:
@@ -372,11 +390,20 @@ class RobotConnection:
             self._has_unread_reply = True
         self._metrics.request_duration.observe(sent - exchange.received)
         self._metrics.request_queue_duration.observe(max(0.0, reply.started - exchange.decoded))
+        self._metrics.freshness.note_chunk(
+            received=exchange.received,
+            started=reply.started,
+            sent=sent,
+            expires=exchange.expires,
+            control_hz=exchange.options.control_hz,
+            rtc=reply.rtc,
+        )
         self._metrics.stages["encode"].observe(encoded - encoding)
         self._metrics.stages["send"].observe(sent - encoded)
         for name, milliseconds in reply.policy_timing.items():
             if (histogram := self._metrics.stages.get(name.removesuffix("_ms"))) is not None:
                 histogram.observe(1e-3 * milliseconds)
+        self._metrics.note_pruning(reply.policy_timing)
         if self._board.is_watched:
             self._board.note_reply(
                 exchange.session.session_id or self._name,
@@ -386,7 +413,7 @@ class RobotConnection:
                 send_ms=1e3 * (sent - encoded),
             )
         if self._recorder is not None:
-            self._recorder.record(exchange.observation, message)
+            self._recorder.answered(exchange, message, payload)
 
     def _superseded(self, exchange: Exchange) -> None:
         """Drop an observation of a stream; the next reply tells."""

@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from vlad_server.service_times import ServiceTimes
 
@@ -36,12 +36,14 @@ class Terms:
         received: when it came.
         slack_s: seconds until its robot runs out of actions; None where the robot does not say.
         expires: when its result becomes useless; None for never.
+        shape: only requests with equal ones can be computed together.
     """
 
     session: Hashable
     received: float
     slack_s: float | None = None
     expires: float | None = None
+    shape: Hashable = None
 
     @property
     def due(self) -> float:
@@ -49,13 +51,14 @@ class Terms:
         return self.received + (self.slack_s or 0.0)
 
 
-@dataclasses.dataclass(frozen=True, order=True)
-class _Entry(Generic[Work]):
+class _Entry(NamedTuple):
+    """Ordered by its first two fields; no two have the same number."""
+
     due: float
     number: int
-    request_id: int = dataclasses.field(compare=False)
-    work: Work = dataclasses.field(compare=False)
-    terms: Terms = dataclasses.field(compare=False)
+    request_id: int
+    work: Any
+    terms: Terms
 
 
 class Scheduler(Generic[Work]):
@@ -69,16 +72,21 @@ class Scheduler(Generic[Work]):
     def __init__(self, max_waiting: int, times: ServiceTimes) -> None:
         self._max_waiting = max_waiting
         self._times = times
-        self._queue: list[_Entry[Work]] = []
-        self._by_session: dict[Hashable, _Entry[Work]] = {}
-        self._by_id: dict[int, _Entry[Work]] = {}
-        self._running: dict[int, _Entry[Work]] = {}
+        self._queue: list[_Entry] = []
+        self._by_session: dict[Hashable, _Entry] = {}
+        self._by_id: dict[int, _Entry] = {}
+        self._running: dict[int, _Entry] = {}
         self._busy_sessions: dict[Hashable, int] = {}
         self._expiring = 0
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    @property
+    def may_expire(self) -> bool:
+        """True where a waiting request becomes useless some time."""
+        return self._expiring > 0
 
     def submit(self, request_id: int, work: Work, terms: Terms) -> None:
         """Let a request wait for its turn.
@@ -158,7 +166,7 @@ class Scheduler(Generic[Work]):
             self._insert(entry)
             return True
         self._remove(newer)
-        self._insert(dataclasses.replace(newer, due=min(entry.due, newer.due), number=entry.number))
+        self._insert(newer._replace(due=min(entry.due, newer.due), number=entry.number))
         return False
 
     def take_expired(self, now: float) -> list[tuple[int, Work]]:
@@ -176,23 +184,30 @@ class Scheduler(Generic[Work]):
 
     def last_start(self, request_id: int) -> float | None:
         """The latest time at which beginning a request that was taken is of use; None for any."""
-        latest = self._last_start(self._running[request_id])
-        return None if math.isinf(latest) else latest
+        entry = self._running[request_id]
+        return None if entry.terms.expires is None else self._last_start(entry)
 
-    def _ready(self, most: int) -> Iterator[_Entry[Work]]:
+    def _ready(self, most: int) -> Iterator[_Entry]:
+        """What may be computed now, together with the one whose turn it is."""
+        first = True
+        shape: Hashable = None
         for entry in self._queue:
-            if entry.terms.session not in self._busy_sessions:
+            if entry.terms.session in self._busy_sessions:
+                continue
+            if first:
+                first, shape = False, entry.terms.shape
+            if entry.terms.shape == shape:
                 yield entry
                 most -= 1
                 if not most:
                     return
 
-    def _last_start(self, entry: _Entry[Work]) -> float:
+    def _last_start(self, entry: _Entry) -> float:
         if entry.terms.expires is None:
             return math.inf
         return entry.terms.expires - (self._times.expected(1) or 0.0)
 
-    def _spoils(self, size: int, ready: Sequence[_Entry[Work]], now: float) -> bool:
+    def _spoils(self, size: int, ready: Sequence[_Entry], now: float) -> bool:
         """Whether a batch would make one of its requests late that comes in time in a smaller one."""
         alone, together = self._times.expected(1), self._times.expected(size)
         if alone is None or together is None:
@@ -205,13 +220,13 @@ class Scheduler(Generic[Work]):
             for entry in ready[:size]
         )
 
-    def _insert(self, entry: _Entry[Work]) -> None:
+    def _insert(self, entry: _Entry) -> None:
         bisect.insort(self._queue, entry)
         self._expiring += entry.terms.expires is not None
         self._by_session[entry.terms.session] = entry
         self._by_id[entry.request_id] = entry
 
-    def _remove(self, entry: _Entry[Work]) -> None:
+    def _remove(self, entry: _Entry) -> None:
         del self._queue[bisect.bisect_left(self._queue, entry)]
         self._expiring -= entry.terms.expires is not None
         del self._by_session[entry.terms.session]

@@ -32,7 +32,7 @@ class WireError(ValueError):
 
 
 def _encode(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "OVc":
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "OVc":
         raise ValueError(f"Unsupported dtype: {value.dtype}")
     if isinstance(value, np.ndarray):
         return {
@@ -64,8 +64,8 @@ def encode(message: Mapping[str, Any] | npt.NDArray[Any]) -> bytes:
     return packed
 
 
-def decode(message: bytes | bytearray) -> dict[str, Any]:
-    """Decode a request. Arrays are read-only views of `message`.
+def decode(message: bytes | bytearray | memoryview) -> dict[str, Any]:
+    """Decode a request. Arrays are read-only, and share nothing with `message`.
 
     The dialect of the `msgpack-numpy` package (`nd`, `type`, `kind`, `shape`, `data`) and markers
     with text keys are understood too.
@@ -112,9 +112,9 @@ class _Decoder:
     def on_map(self, value: dict[Any, Any]) -> Any:
         self._count()
         if b"__ndarray__" in value:
-            return _array(value, spelled_as=bytes, dtype_key="dtype")
+            return _array(value, b"dtype", b"shape", b"data")
         if "__ndarray__" in value:
-            return _array(value, spelled_as=str, dtype_key="dtype")
+            return _array(value, "dtype", "shape", "data")
         for spelled_as, number, dialect in ((bytes, b"__npgeneric__", b"nd"), (str, "__npgeneric__", "nd")):
             if number in value:
                 return _scalar(value, spelled_as=spelled_as)
@@ -158,10 +158,14 @@ def _named_dtype(text: str) -> np.dtype[Any]:
     return dtype
 
 
-def _array(value: Mapping[Any, Any], *, spelled_as: type, dtype_key: str) -> np.ndarray[Any, Any]:
-    dtype = _dtype(_field(value, dtype_key, spelled_as))
-    shape = _field(value, "shape", spelled_as)
-    data = _field(value, "data", spelled_as)
+def _array(value: Mapping[Any, Any], dtype_key: Any, shape_key: Any, data_key: Any) -> np.ndarray[Any, Any]:
+    try:
+        dtype, shape, data = _dtype(value[dtype_key]), value[shape_key], value[data_key]
+    except KeyError as error:
+        name = error.args[0]
+        raise WireError(
+            f"array marker without '{name.decode() if isinstance(name, bytes) else name}'"
+        ) from None
     if not isinstance(data, bytes):
         raise WireError(f"array data must be bytes, not {type(data).__name__}")
     if not _is_shape(shape):
@@ -201,7 +205,8 @@ def _msgpack_numpy_dialect(value: Mapping[Any, Any], *, spelled_as: type) -> Any
     if kind in (b"V", "V", b"O", "O"):
         raise WireError("unsupported dtype: structured or object array")
     if _field(value, "nd", spelled_as) is True:
-        return _array(value, spelled_as=spelled_as, dtype_key="type")
+        keys = (b"type", b"shape", b"data") if spelled_as is bytes else ("type", "shape", "data")
+        return _array(value, *keys)
     dtype = _dtype(_field(value, "type", spelled_as))
     data = _field(value, "data", spelled_as)
     if not isinstance(data, bytes) or len(data) != dtype.itemsize:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -18,11 +20,14 @@ from vlad_server.worker_process import WorkerProcess
 
 logger = logging.getLogger("vlad.server")
 
-SLOTS = MAX_BATCH_SIZE
+READ_AHEAD = 2
+"""Batches that a worker may have: one that it computes, and one that it prepares meanwhile."""
+
+SLOTS = READ_AHEAD * MAX_BATCH_SIZE
 """Requests that may lie in shared memory at once."""
 
-READ_AHEAD = 2
-"""Requests that a worker without batches may have."""
+HAND_OVER_S = 0.002
+"""How long before it is needed a batch shall be ready; the way to the worker is in it."""
 
 START_ATTEMPTS = 3
 FIRST_BACKOFF_S = 0.25
@@ -107,7 +112,9 @@ class WorkerLink:
         self._worker: WorkerProcess | None = None
         self._start_failure: str | None = None
         self._ready_since: float | None = None
-        self._most_at_once = READ_AHEAD
+        self._batches: collections.deque[set[int]] = collections.deque()
+        self._computing = 0
+        self._preparation_s = 0.0
         self._last_computation = 0.0
         self.busy_since = 0.0
 
@@ -120,15 +127,25 @@ class WorkerLink:
         """True while the worker takes requests."""
         return self._worker is not None and self._ready_since is not None
 
-    @property
-    def has_room(self) -> bool:
-        """True where a request may be handed over.
+    def has_room_at(self, expected: Callable[[int], float | None]) -> float:
+        """The time.perf_counter() from which requests may be handed over; infinite for never as things are.
 
-        One request computes while the next one already lies in shared memory. Where requests can share a
-        computation, the next ones are better chosen when it is free. The turn of a request that was taken
-        back goes to whoever inherits its place, so nobody else may have it before that is settled.
+        One batch computes while the worker prepares the next. A lone request is the next one at once. Where
+        requests can share a computation, the next ones are better chosen as late as their preparation
+        allows: all that come until then can share it. The turn of a request that was taken back goes to
+        whoever inherits its place, so nobody else may have it before that is settled.
+
+        Args:
+            expected: seconds that a batch of some size computes; None where that is not known.
         """
-        return self.is_ready and len(self._handed_over) < self._most_at_once and not self._revoked
+        if not self.is_ready or self._revoked or len(self._batches) >= READ_AHEAD:
+            return math.inf
+        if not self._batches or self.batch_sizes == (1,):
+            return -math.inf
+        seconds = expected(self._computing)
+        if seconds is None:
+            return math.inf
+        return self.busy_since + seconds - self._preparation_s - HAND_OVER_S
 
     def hand_over(
         self, batch: Sequence[tuple[int, Work]], begin_by: Callable[[int], float | None]
@@ -142,8 +159,10 @@ class WorkerLink:
             The requests that cannot be handed over, and why.
         """
         assert self._worker is not None
-        if not self._handed_over:
+        if not self._batches:
             self.busy_since = time.perf_counter()
+            self._computing = len(batch)
+        handed_over: set[int] = set()
         stored: list[tuple[int, int, bytes, bool]] = []
         refused: list[tuple[int, Work, ObservationError]] = []
         for request_id, work in batch:
@@ -156,7 +175,10 @@ class WorkerLink:
                 refused.append((request_id, work, ObservationError("", expected, str(error))))
             else:
                 self._handed_over[request_id] = (slot, work)
+                handed_over.add(request_id)
                 stored.append((request_id, slot, outline, work.continuable))
+        if handed_over:
+            self._batches.append(handed_over)
         for more, (request_id, slot, outline, continuable) in zip(
             range(len(stored) - 1, -1, -1), stored, strict=True
         ):
@@ -238,6 +260,7 @@ class WorkerLink:
         """Fail the requests that the dead worker had begun; the others are begun by somebody else."""
         handed_over, self._handed_over = self._handed_over, {}
         self._revoked.clear()
+        self._batches.clear()
         self._free_slots = list(range(SLOTS))
         for request_id, (slot, work) in handed_over.items():
             if self._slots.has_begun(slot):
@@ -247,6 +270,10 @@ class WorkerLink:
                 self._owner.on_unbegun(self, request_id, work)
 
     def _on_message(self, message: protocol.Message) -> None:
+        if isinstance(message, protocol.DeviceMemory):
+            # Comes from a worker that does nothing, too: no progress.
+            self._metrics.engine.note_memory(message)
+            return
         self._metrics.last_progress_s = time.time()
         if isinstance(message, protocol.Chunk):
             self._on_chunk(message)
@@ -269,12 +296,15 @@ class WorkerLink:
         _, work = self._take_back(message.request_id)
         if message.started != self._last_computation:
             self._last_computation = message.started
+            self._preparation_s = 1e-3 * message.batch * message.timing.get("preprocess_ms", 0.0)
             self._owner.on_computed(message.batch, message.seconds)
+            self._metrics.engine.note_execution(message.batch, message.timing)
         reply = Reply(
             policy_timing=message.timing,
             started=message.started,
             infer_s=message.seconds,
             rtc=message.rtc,
+            notes=message.notes,
             **arrays,
         )
         self._owner.on_outcome(self, message.request_id, work, reply)
@@ -286,19 +316,25 @@ class WorkerLink:
             self._owner.on_state(self)
         elif isinstance(message, protocol.Ready):
             self.metadata = message.metadata
-            self.batch_sizes = tuple(size for size in message.batch_sizes if size <= SLOTS)
-            self._most_at_once = READ_AHEAD if self.batch_sizes == (1,) else 1
+            self.batch_sizes = tuple(size for size in message.batch_sizes if size <= MAX_BATCH_SIZE)
             self._ready_since = time.monotonic()
             self.ever_ready = True
             self.explanation = "ready"
             self._owner.on_state(self)
+        elif isinstance(message, protocol.StartReport):
+            self._metrics.engine.note_start(message)
         elif isinstance(message, protocol.StartFailed):
             self._start_failure = message.reason
 
     def _take_back(self, request_id: int) -> tuple[int, Work]:
         slot, work = self._handed_over.pop(request_id)
         self._revoked.discard(request_id)
-        self.busy_since = time.perf_counter()
+        for batch in self._batches:
+            batch.discard(request_id)
+        while self._batches and not self._batches[0]:
+            self._batches.popleft()
+            self.busy_since = time.perf_counter()
+            self._computing = len(self._batches[0]) if self._batches else 0
         self._slots.release(slot)
         self._free_slots.append(slot)
         return slot, work

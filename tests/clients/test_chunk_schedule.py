@@ -401,3 +401,22 @@ def test_nothing_is_asked_or_done_outside_of_an_episode() -> None:
     schedule.end_episode()
     assert not schedule.request_due(100.0)
     assert schedule.step().kind == "idle"
+
+
+def test_after_a_reconnection_the_actions_left_go_along_until_a_chunk_comes() -> None:
+    schedule = ChunkSchedule(RealTimeConfig(control_hz=10))
+    schedule.connected(continues=True)
+    schedule.start_episode(0.0)
+    chunk = np.arange(20.0).reshape(10, 2)
+    assert schedule.begin_request(0.0, 0).left is None
+    schedule.accept(0, chunk, 0.1, chunk_id=0)
+    assert schedule.begin_request(0.2, 1).left is None
+    schedule.fail([1], 0.2)
+    for _ in range(4):
+        schedule.step()
+    schedule.connected(continues=True)
+    left = schedule.begin_request(0.3, 2).left
+    assert left is not None
+    np.testing.assert_array_equal(left, chunk[4:])
+    schedule.accept(2, chunk, 0.4, chunk_id=0, continued=True)
+    assert schedule.begin_request(0.5, 3).left is None

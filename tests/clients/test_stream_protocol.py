@@ -55,6 +55,7 @@ def test_a_vlad_server_gets_all_the_keys() -> None:
         "vlad/rtc": {
             "prev_chunk_id": 3,
             "executed": 5,
+            "action_prefix": None,
             "delay": 2,
             "prefix_end": None,
             "mode": "auto",
@@ -231,3 +232,18 @@ def test_each_nameless_robot_gets_a_name_of_its_own() -> None:
 def test_impossible_extras_are_refused(extras: Any) -> None:
     with pytest.raises(ValueError, match=next(iter(extras))):
         ObservationExtras(**extras)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"prev_chunk_id": 1},
+        {"prev_chunk_id": 1, "executed": 0, "action_prefix": [[1.0]], "delay": 1},
+        {"action_prefix": [[1.0]], "executed": 2, "delay": 1},
+        {"action_prefix": [[1.0]]},
+    ],
+)
+def test_a_continuation_names_its_chunk_in_exactly_one_way(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"prev_chunk_id|delay"):
+        RtcRequest(**fields)

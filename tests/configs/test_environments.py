@@ -122,3 +122,12 @@ def test_only_droid_takes_bytes_as_a_prompt() -> None:
 def test_other_prompts_are_refused(prompt: Any) -> None:
     with pytest.raises(ObservationError, match="prompt"):
         ENVIRONMENTS["DROID"].check({**observation_for("DROID"), "prompt": prompt}, prompt_optional=True)
+
+
+def test_cameras_that_may_be_absent_are_told_apart_where_the_model_sees_them() -> None:
+    images = {name: np.zeros((3, 8, 8), np.uint8) for name in ("cam_high", "cam_low", "cam_left_wrist")}
+    aloha = ENVIRONMENTS["ALOHA"]
+    assert aloha.optional_cameras({"images": images}) == ("images/cam_left_wrist",)
+    del images["cam_left_wrist"]
+    assert aloha.optional_cameras({"images": images}) == ()
+    assert ENVIRONMENTS["LIBERO"].optional_cameras({}) == ()

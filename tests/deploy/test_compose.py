@@ -73,8 +73,10 @@ def test_compose_and_dockerfile_probe_alike(services: dict[str, Any]) -> None:
 
 def test_defaults_of_the_base_image_agree(services: dict[str, Any]) -> None:
     arguments = dict(item.text.split("=", 1) for item in instructions(DOCKERFILE) if item.keyword == "ARG")
-    image = services["openpi_server"]["build"]["args"]["BASE_IMAGE"]
-    assert image == "${BASE_IMAGE:-" + arguments["BASE_IMAGE"] + "}"
+    given = services["openpi_server"]["build"]["args"]
+    for name in ("BUILD_IMAGE", "BASE_IMAGE"):
+        assert given[name] == "${" + name + ":-" + arguments[name] + "}"
+    assert given["EXTRAS"] == "${EXTRAS-" + arguments["EXTRAS"].strip('"') + "}"
 
 
 def test_build_targets_exist(services: dict[str, Any]) -> None:

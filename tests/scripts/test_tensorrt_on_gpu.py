@@ -32,14 +32,19 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def run(script: Any, folder: pathlib.Path, *options: str) -> int:
-    code: int = script.main(["run", str(folder), str(folder / "engines"), "--requests", "3", *options])
+    return step(script, "run", folder, "--requests", "3", *options)
+
+
+def step(script: Any, name: str, folder: pathlib.Path, *options: str) -> int:
+    json_file = str(folder / f"{name}.json")
+    code: int = script.main([name, str(folder), str(folder / "engines"), "--json", json_file, *options])
     return code
 
 
 def test_both_steps_end_with_a_result(script: Any, tmp_path: pathlib.Path) -> None:
     assert script.main(["export", str(tmp_path), "--device", "cpu", "--num-steps", "3"]) == 0
     assert run(script, tmp_path) == 0
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((tmp_path / "run.json").read_text())
     assert result["repeatable"]
     assert result["fidelity"].keys() >= {"vision_tokens", "prefix_keys", "x_t"}
     assert all(entry["cosine"] > 0.99999 for entry in result["fidelity"].values())
@@ -61,12 +66,21 @@ def test_engines_that_compute_something_else_fail(
 
 def test_overlapped_requests_give_the_chunks_of_lone_ones(script: Any, tmp_path: pathlib.Path) -> None:
     assert script.main(["export", str(tmp_path), "--device", "cpu", "--num-steps", "3"]) == 0
-    engines = str(tmp_path / "engines")
-    assert script.main(["overlap", str(tmp_path), engines, "--requests", "10"]) == 0
+    levels = "vision=0,prefix=0,denoise=2"
+    assert step(script, "overlap", tmp_path, "--requests", "8", "--level", levels, "--delay-mib", "1") == 0
     result = json.loads((tmp_path / "overlap.json").read_text())
     assert [(row["backend"], row["in_flight"]) for row in result["rows"]] == [
         ("tensorrt", 1),
         *(("tensorrt_pipelined", count) for count in (1, 2, 3)),
+        ("tensorrt", 1),
+        ("tensorrt_pipelined", 2),
     ]
     assert all(row["same_chunks"] for row in result["rows"])
-    assert result["wrong_chunks_at_random_times"] == 0
+    assert result["wrong_chunks_at_random_times"] == result["wrong_chunks_with_delayed_stages"] == 0
+    assert result["throughput_2_in_flight"] > 0
+    assert len(set(result["calls"].values())) == 1
+    assert step(script, "start", tmp_path, "--level", levels, "--most-seconds", "600") == 0
+    started = json.loads((tmp_path / "start.json").read_text())
+    assert started["host_mib"]["VmRSS"] > 0
+    assert started["first_request_ms"] > 0
+    assert step(script, "start", tmp_path, "--level", levels, "--most-seconds", "0") == 1

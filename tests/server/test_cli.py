@@ -36,9 +36,12 @@ def test_dashes_and_underscores_are_the_same() -> None:
     assert cli.parse(["--default-prompt", "None"]).default_prompt is None
 
 
-def test_record_is_a_switch() -> None:
-    assert cli.parse(["--record"]).record
-    assert not cli.parse(["--no-record", "policy:default"]).record
+@pytest.mark.parametrize("rest", [[], ["--port", "1"], ["policy:default"]])
+def test_record_alone_is_openpis_switch(rest: list[str]) -> None:
+    assert cli.parse(["--record", *rest]).record == cli.RECORD_DIRECTORY
+    assert cli.parse(["--record", "runs", *rest]).record == "runs"
+    assert cli.parse(["--record=runs", *rest]).record == "runs"
+    assert cli.parse(rest).record is None
 
 
 @pytest.mark.parametrize(

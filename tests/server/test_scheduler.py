@@ -203,6 +203,14 @@ def test_no_robot_starves_whatever_slack_the_others_report(
     assert max(simulation.waits) <= longest + (len(robots) + 1) * service_s + 1e-6
 
 
+def test_only_what_has_the_same_shape_leaves_together() -> None:
+    scheduler = _scheduler(size_1=1.0, size_2=1.1, size_4=1.2)
+    shapes = {"a": "two cameras", "b": "one camera", "c": "two cameras", "d": "one camera"}
+    _fill(scheduler, *(Terms(name, float(i), shape=shape) for i, (name, shape) in enumerate(shapes.items())))
+    taken = [[work for _, work in scheduler.take((1, 2, 4), 0.0)] for _ in range(3)]
+    assert taken == [["a", "c"], ["b", "d"], []]
+
+
 _EVENTS = st.one_of(
     st.tuples(st.just("submit"), st.integers(0, 4), st.none() | st.floats(0.0, 0.5)),
     st.tuples(st.just("stream"), st.integers(5, 8), st.none() | st.floats(0.0, 0.5)),

@@ -121,7 +121,9 @@ class HostDevice:
     name = "host"
     compute_capability = "0.0"
 
-    def __init__(self) -> None:
+    def __init__(self, multiprocessors: int = 0, can_be_parted: bool = True) -> None:
+        self.multiprocessors = multiprocessors
+        self._can_be_parted = can_be_parted
         self._handles = itertools.count(1)
         self.streams: dict[int, HostStream] = {}
         self.depth = 0
@@ -147,7 +149,9 @@ class HostDevice:
         assert self.depth
         return np.zeros(shape, dtype)
 
-    def create_stream(self) -> HostStream:
+    def create_stream(self, *, urgent: bool = False, spared: int = 0) -> HostStream:
+        if spared and not self._can_be_parted:
+            raise EngineError("cuGreenCtxCreate failed")
         stream = HostStream(self, next(self._handles))
         self.streams[stream.handle] = stream
         return stream
@@ -339,6 +343,7 @@ def make_tensorrt(version: str, device: HostDevice) -> Any:
             self.model = onnx.load(io.BytesIO(plan[4 + length :]))
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
+            options.log_severity_level = 3
             self.session = onnxruntime.InferenceSession(self.model.SerializeToString(), options)
             graph = self.model.graph
             self.tensors = {

@@ -44,6 +44,7 @@ def exported_names() -> set[str]:
 
 
 def binary(name: str) -> str | None:
-    """Path of `promtool` or `prometheus`: on the PATH, or where `make prometheus` unpacks them."""
-    unpacked = ROOT / "build" / "prometheus" / "usr" / "bin"
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), str(unpacked)]))
+    """Path of `promtool`, `prometheus` or `nginx`: on the PATH, or where `make` unpacks them."""
+    build = ROOT / "build"
+    unpacked = [build / "prometheus" / "usr" / "bin", build / "nginx" / "usr" / "sbin"]
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, unpacked)]))

@@ -65,6 +65,10 @@ class ScriptedStreams:
     def front(self) -> ScriptedStream:
         return self._front
 
+    @property
+    def beside(self) -> ScriptedStream:
+        return self.front
+
     def event(self) -> ScriptedEvent:
         return ScriptedEvent()
 
@@ -182,6 +186,19 @@ def _read(lane: ScriptedLane, name: str) -> Any:
     return value
 
 
+class PartedStreams(ScriptedStreams):
+    """With a stream of its own for the front stages beside another request."""
+
+    def __init__(self, choose: Choose) -> None:
+        super().__init__(choose)
+        self._beside = ScriptedStream("beside")
+        self.streams.append(self._beside)
+
+    @property
+    def beside(self) -> ScriptedStream:
+        return self._beside
+
+
 class RunningStreams(ScriptedStreams):
     """The same, stepped by a thread of its own, as a real device is."""
 
@@ -238,6 +255,7 @@ class TimedStreams:
     def __init__(self) -> None:
         self.now = 0.0
         self.front, self.back = TimedStream(self), TimedStream(self)
+        self.beside = self.front
 
     def event(self) -> ScriptedEvent:
         return ScriptedEvent()

@@ -3,9 +3,10 @@
 Started like the real worker. The checkpoint option is a JSON object:
 `start_s` seconds to become ready, `fail` a reason not to start (`fail_lines` times), `die` to crash instead,
 `oom` to ask for more memory than there is,
-`infer_s` seconds per request, `horizon` actions in a chunk; `batch_sizes` that it takes, `batch_s` seconds
-for each further request of a batch; `overlap_s` seconds before `infer_s` that run beside the `infer_s` of
-another request; `continues` where it can continue chunks.
+`prepare_s` seconds to prepare a request, `infer_s` seconds to compute it, `horizon` actions in a chunk;
+`batch_sizes` that it takes, `batch_s` seconds for each further request of a batch; `overlap_s` seconds before
+`infer_s` that run beside the `infer_s` of another request; `continues` where it can continue chunks;
+`engines` and `memory`, what it tells of them.
 A request's prompt may command more: `die`, `raise`, `bug`, `nan`, `refuse`, `sleep <seconds>`, `stop` itself
 as a debugger does, `oom` (ask for more memory than there is), `lost` (fail as CUDA does after a bad access).
 The chunk is a pure function of the state, so that a mixed-up reply shows.
@@ -29,7 +30,7 @@ from vlad_configs.environments import ENVIRONMENTS
 from vlad_configs.errors import ConfigError, EngineError, ObservationError
 from vlad_configs.rtc import ChunkContinuation
 from vlad_engines.worker import ReportProgress, serve
-from vlad_engines.worker_protocol import CONTINUATION_KEY
+from vlad_engines.worker_protocol import CONTINUATION_KEY, DeviceMemory, StartReport
 
 ACTION_HORIZON = 10
 PROMPTS_THAT_FAIL = ("raise", "bug", "refuse")
@@ -105,11 +106,21 @@ class ScriptedPolicy:
     def overlaps(self) -> bool:
         return "overlap_s" in self._script
 
+    def start_report(self) -> StartReport:
+        return StartReport({"load": self._script.get("start_s", 0.0)}, self._script.get("engines", {}))
+
+    def device_memory(self) -> DeviceMemory | None:
+        return DeviceMemory(**self._script["memory"]) if "memory" in self._script else None
+
     def start(self, observation: Mapping[str, Any]) -> _Pending:
         if observation.get("prompt") == "refuse":
             raise ObservationError("prompt", "another prompt", "refuse")
         time.sleep(self._script["overlap_s"])
         return _Pending(functools.partial(self.infer, observation))
+
+    def prepare(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
+        time.sleep(self._script.get("prepare_s", 0.0))
+        return observation
 
     def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         assert len(observations) in self.batch_sizes

@@ -1,7 +1,8 @@
 """Runs the Triton stages in the interpreter beside the reference and prints how far they are apart.
 
 `python -m tests.support.triton_comparison FAMILY [MISTAKE]` with TRITON_INTERPRET=1. Two samples with
-prompts of different length share a batch, so that the masks matter. MISTAKE breaks one thing on purpose.
+prompts of different length share a batch, so that the masks matter. pi0's images come as floats, pi0.5's as
+bytes. MISTAKE breaks one thing on purpose.
 """
 
 from __future__ import annotations
@@ -100,17 +101,28 @@ def main(family: Family, mistake: str) -> None:
     device = torch.device("cpu")
     fused = fuse_weights(config, weights, num_steps=STEPS, device=device, precision="fp32")
     workspace = Workspace(device)
-    slot = Slot(config, SlotKey(len(PROMPTS), CAMERAS, BUCKET), torch.float32, workspace, STEPS)
+    as_floats = family == "pi0"
+    slot = Slot(
+        config,
+        SlotKey(len(PROMPTS), CAMERAS, BUCKET),
+        torch.float32,
+        workspace,
+        STEPS,
+        image_dtype=torch.float32 if as_floats else torch.uint8,
+    )
     generator = torch.Generator().manual_seed(1)
-    slot.images.copy_(torch.randint(256, slot.images.shape, generator=generator, dtype=torch.uint8))
+    images = torch.randint(256, slot.images.shape, generator=generator, dtype=torch.uint8)
+    unit_images = images.float() / 255 * 2 - 1
+    slot.images.copy_(unit_images if as_floats else images)
     slot.tokens.copy_(torch.randint(config.vocab_size, slot.tokens.shape, generator=generator))
     slot.state.copy_(torch.randn(slot.state.shape, generator=generator))
     slot.noise.copy_(torch.randn(slot.noise.shape, generator=generator))
     image_rows = CAMERAS * config.siglip.num_tokens
     lengths = [image_rows + prompt for prompt in PROMPTS]
     slot.lengths.copy_(torch.tensor(lengths))
-    pixels = (slot.images.float() / 255 * 2 - 1).permute(0, 3, 1, 2)
-    observation = Observation(pixels, (CAMERAS,) * len(PROMPTS), slot.tokens, PROMPTS, slot.state)
+    observation = Observation(
+        unit_images.permute(0, 3, 1, 2), (CAMERAS,) * len(PROMPTS), slot.tokens, PROMPTS, slot.state
+    )
     reference = Pi0.from_openpi_weights(config, weights)
     prefix = reference.embed_prefix(observation)
     cache = reference.compute_prefix_kv_cache(prefix)

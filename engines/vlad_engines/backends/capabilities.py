@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,10 @@ from vlad_configs.rtc import GuidanceMode
 from vlad_engines.backends.base import InferenceResult
 from vlad_engines.overlap.meter import OverlapReport
 from vlad_engines.processing.model_inputs import ModelInputs
+from vlad_engines.worker_protocol import ComponentEngine
+
+if TYPE_CHECKING:
+    from vlad_engines.fidelity.report import FidelityReport
 
 Array = npt.NDArray[np.float32]
 
@@ -84,6 +88,16 @@ class Batched(Protocol):
 
 
 @runtime_checkable
+class FromEngineFiles(Protocol):
+    """A backend whose components are files that were built for this device."""
+
+    @property
+    def engine_files(self) -> Mapping[str, ComponentEngine]:
+        """By component; empty before `warm_up`."""
+        ...
+
+
+@runtime_checkable
 class Overlapped(Protocol):
     """A backend that keeps several requests in flight: `infer` is `start` and the wait for its result."""
 
@@ -104,4 +118,24 @@ class Overlapped(Protocol):
         Raises:
             EngineError: for inputs that do not fit the model, or after `close`.
         """
+        ...
+
+
+@runtime_checkable
+class Attested(Protocol):
+    """A backend whose engines may bring along how close to float32 they were found to be."""
+
+    @property
+    def attested_fidelity(self) -> FidelityReport | None:
+        """The report on exactly these engines; None where there is none. Asked for after `warm_up`."""
+        ...
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A backend that counts what it runs."""
+
+    @property
+    def calls(self) -> Mapping[str, int]:
+        """Component -> how often it ran so far, preparations not counted; may be read from any thread."""
         ...

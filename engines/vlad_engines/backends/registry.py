@@ -24,6 +24,9 @@ _MODULES: Mapping[str, str] = {
 BACKEND_NAMES = tuple(_MODULES)
 """Every name that `--backend` knows. `_pipelined` is the same engine in the overlapped schedule."""
 
+PRUNING_BACKENDS = ("pytorch",)
+"""Those that can leave image tokens out of the prefix."""
+
 
 class _BackendModule(Protocol):
     def create(
@@ -44,6 +47,10 @@ def create_backend(
         CheckpointError: for weights that do not fit `config`.
     """
     check_backend(name)
+    if options.engine_dir is not None and not is_tensorrt(name):
+        raise ConfigError(f"engine_dir is for TensorRT's backends, not for '{name}'")
+    if options.pruning is not None and name not in PRUNING_BACKENDS:
+        raise ConfigError(f"backend '{name}' prunes no tokens; {' or '.join(PRUNING_BACKENDS)} does")
     try:
         module = cast(_BackendModule, importlib.import_module(_MODULES[name]))
     except ModuleNotFoundError as error:
@@ -51,6 +58,33 @@ def create_backend(
             f"backend '{name}' needs the package '{error.name}', which is not installed"
         ) from error
     return module.create(config, weights, options)
+
+
+def is_tensorrt(name: str) -> bool:
+    """Whether a backend runs TensorRT's engines, with nothing of torch."""
+    return name.startswith("tensorrt")
+
+
+def usual_device(name: str) -> str:
+    """The device of a backend where none is named: the first GPU, or else the CPU."""
+    if is_tensorrt(name):
+        return "cuda"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def usual_precision(name: str, device: str) -> str:
+    """The precision of a backend where none is named: bf16 where device and engine have it, or else fp32.
+
+    Raises:
+        ConfigError: where the engine is not installed.
+    """
+    if is_tensorrt(name):
+        from vlad_engines.backends.tensorrt.api import load_tensorrt
+
+        return "bf16" if load_tensorrt().strongly_typed else "fp32"
+    return "bf16" if device.startswith("cuda") else "fp32"
 
 
 def check_backend(name: str) -> None:

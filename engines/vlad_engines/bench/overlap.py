@@ -65,7 +65,7 @@ def run(args: Args) -> list[OverlapRow]:
     requests = [(model_inputs(model, shape, seed), start) for seed, start in enumerate(starts)]
     options = BackendOptions(
         args.num_steps,
-        args.precision,  # type: ignore[arg-type]
+        args.precision,
         args.device,
         camera_counts=(args.cameras,),
     )

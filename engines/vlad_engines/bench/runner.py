@@ -72,7 +72,7 @@ def _engine(
     started = time.perf_counter()
     options = BackendOptions(
         plan.steps,
-        choice.precision,  # type: ignore[arg-type]
+        choice.precision,
         plan.device,
         camera_counts=(plan.shape.cameras,),
         batch_sizes=plan.batches,
@@ -112,7 +112,7 @@ def _policy(
         choice.name,
         plan.steps,
         env=plan.environment,
-        precision=choice.precision,  # type: ignore[arg-type]
+        precision=choice.precision,
         device=plan.device,
     )
     try:

@@ -23,7 +23,6 @@ import filelock
 import numpy as np
 import numpy.typing as npt
 import platformdirs
-from safetensors.numpy import save_file
 
 from vlad_configs.errors import CheckpointError
 from vlad_configs.models import GemmaConfig, ModelConfig, SiglipConfig
@@ -117,6 +116,8 @@ def _build(directory: pathlib.Path) -> None:
 
 
 def _write(directory: pathlib.Path) -> None:
+    from safetensors.numpy import save_file  # only to make it
+
     assets = directory / "assets" / OPENPI_CONFIGS[DEMO_CONFIG].asset_id
     assets.mkdir(parents=True)
     (assets / NORM_STATS_FILE).write_bytes(_data(NORM_STATS_FILE))

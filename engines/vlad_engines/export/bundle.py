@@ -14,6 +14,7 @@ from vlad_engines.export.fingerprint import file_digest
 from vlad_engines.export.spec import COMPONENTS, Component, GraphForm
 
 BUNDLE_FILE = "bundle.json"
+REFERENCE_FILE = "reference.npz"
 _FORMAT = 1
 
 
@@ -52,6 +53,11 @@ class Bundle:
     def path(self, component: Component) -> pathlib.Path:
         """The ONNX file of a component."""
         return self.folder / self.graphs[component].file
+
+    @property
+    def reference_path(self) -> pathlib.Path:
+        """Where the float32 reference lies, if the export made one; see `fidelity.stored_reference`."""
+        return self.folder / REFERENCE_FILE
 
     def write(self) -> None:
         """Describe the folder. Called last, so that a folder with a description is complete."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import pathlib
-import sys
 from typing import Annotated, Literal
 
 import tyro
 
-from vlad_configs.errors import ConfigError, VladError
+from vlad_configs.errors import ConfigError
 from vlad_engines.backends.tensorrt.arithmetic import parse_arithmetic
+from vlad_engines.command import run_command, say_progress
 from vlad_engines.export.bundle import Bundle
 from vlad_engines.export.spec import COMPONENTS
+from vlad_engines.fidelity.stored_reference import write_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,15 @@ class Args:
     """fp32, tf32, bf16, or one for each part: vision=fp16,prefix=tf32,denoise=tf32."""
     denoise: Literal["step", "unrolled"] = "step"
     """One denoising step per run of the graph, or all of them."""
+    reference: bool = True
+    """Also write what float32 computes for the observations of the fidelity check. build_engines holds the
+    engines against it, and a computer without torch serves no others. Needs the float32 network in memory."""
+    tokenizer: str | None = None
+    """SentencePiece model, for the reference; looked for beside the checkpoint where not given."""
+    norm_stats: str | None = None
+    """norm_stats.json, for the reference; looked for in the checkpoint where not given."""
     device: str = "cpu"
-    """Where random weights are drawn; CPU and CUDA draw different ones."""
+    """Where the reference is computed, and random weights are drawn; CPU and CUDA draw different ones."""
 
 
 def run(args: Args) -> Bundle:
@@ -55,22 +62,43 @@ def run(args: Args) -> Bundle:
     contract, weights = open_network(args.checkpoint, args.env, args.config, args.device)
     steps = contract.num_denoising_steps if args.num_steps is None else args.num_steps
     form = arithmetic.form(steps, args.denoise)
-    return export_bundle(contract.model, weights, form, args.output, _report)
+    bundle = export_bundle(contract.model, weights, form, args.output, say_progress)
+    if args.reference:
+        _write_reference(args, bundle)
+    return bundle
 
 
-def _report(stage: str, fraction: float) -> None:
-    print(f"{100 * fraction:3.0f} %  {stage}", file=sys.stderr, flush=True)  # noqa: T201
+def _write_reference(args: Args, bundle: Bundle) -> None:
+    """What float32 computes for the observations of the fidelity check, so that engines can be held to it."""
+    from vlad_engines.checkpoint.open_weights import open_weights
+    from vlad_engines.checkpoint.policy_checkpoint import open_policy_checkpoint
+    from vlad_engines.fidelity.observations import make_cases, synthetic_observations
+    from vlad_engines.fidelity.reference import compute_reference
+    from vlad_engines.fidelity.verify import make_processor
+
+    checkpoint = open_policy_checkpoint(
+        args.checkpoint,
+        environment=args.env,
+        config=args.config,
+        norm_stats=args.norm_stats,
+        tokenizer=args.tokenizer,
+    )
+    contract = checkpoint.contract
+    observations = synthetic_observations(contract.environment)
+    cases = make_cases(make_processor(checkpoint), contract.model, observations)
+    weights = open_weights(checkpoint, args.device)
+    say_progress("computing the float32 reference", 0.0)
+    reference = compute_reference(contract.model, weights, cases, bundle.form.num_steps, args.device)
+    try:
+        write_reference(bundle.reference_path, reference)
+    except OSError as error:
+        raise ConfigError(f"{bundle.reference_path} cannot be written: {error}") from error
+    say_progress("computing the float32 reference", 1.0)
 
 
 def main() -> None:
     """Entry point of `export_onnx`."""
-    args = tyro.cli(Args, prog="export_onnx")
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        bundle = run(args)
-    except VladError as error:
-        print(f"export_onnx: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+    bundle = run_command("export_onnx", Args, run)
     for component in COMPONENTS:
         print(bundle.path(component))  # noqa: T201
 

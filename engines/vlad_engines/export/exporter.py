@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import pathlib
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from vlad_configs.errors import CheckpointError, ConfigError
 from vlad_configs.models import ModelConfig
-from vlad_engines.export.bundle import BUNDLE_FILE, Bundle, GraphFile
+from vlad_engines.export.bundle import BUNDLE_FILE, REFERENCE_FILE, Bundle, GraphFile
 from vlad_engines.export.fingerprint import file_digest, weights_digest
 from vlad_engines.export.graphs import make_graph
 from vlad_engines.export.onnx_file import (
@@ -122,8 +121,9 @@ def export_bundle(
     exporter = GraphExporter(config, weights, form)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            (folder / BUNDLE_FILE).unlink()
+        # Nothing of an earlier export may be taken for a part of this one.
+        for name in (BUNDLE_FILE, REFERENCE_FILE):
+            (folder / name).unlink(missing_ok=True)
         report("hashing the weights", 0.0)
         digest = weights_digest(weights)
         graphs: dict[Component, GraphFile] = {}

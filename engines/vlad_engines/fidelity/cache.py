@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 import vlad_engines
 from vlad_configs.fidelity import fidelity_thresholds
@@ -87,12 +86,14 @@ def check_digest(
     components: Mapping[str, Any],
     device: str,
 ) -> str:
-    """A name for one check that no other check shares.
+    """A name for one check that no other check shares. Imports torch, which decides about the outcome too.
 
     Args:
         options: of the backend.
         components: what the backend says about itself.
     """
+    import torch
+
     identity = {
         "weights": _weights_identity(files),
         "model": model.to_json(),
@@ -151,6 +152,8 @@ def _cases_digest(cases: Sequence[FidelityCase]) -> str:
 
 
 def _device_identity(device: str) -> list[str]:
+    import torch
+
     if not device.startswith("cuda"):
         # Which vector instructions the processor has decides about sums.
         return [device, torch.backends.cpu.get_cpu_capability()]

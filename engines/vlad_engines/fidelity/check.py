@@ -12,9 +12,9 @@ from vlad_configs.fidelity import FidelityThresholds, fidelity_thresholds
 from vlad_engines.backends.base import Backend
 from vlad_engines.backends.capabilities import Batched, Trace, Traceable
 from vlad_engines.fidelity.metrics import ActionErrors, Similarity, action_errors, action_scale, similarity
-from vlad_engines.fidelity.reference import Reference
 from vlad_engines.fidelity.report import BATCH, DISPLACEMENT, FINAL, FidelityReport
-from vlad_engines.model.flow import euler_schedule
+from vlad_engines.fidelity.stored_reference import Reference
+from vlad_engines.model.euler import euler_schedule
 
 Array = npt.NDArray[np.float32]
 

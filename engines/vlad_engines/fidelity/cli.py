@@ -43,7 +43,7 @@ class Args:
     batch: str = "1"
     """Batch sizes to check too, several with commas, for backends that run batches."""
     observations: str | None = None
-    """npz file of recorded observations, or how many to draw; 4 drawn ones where not given."""
+    """Recording (mcap) or npz file of observations, or how many to draw; 4 drawn ones where not given."""
     config: str | None = None
     """openpi configuration name, where the checkpoint needs one."""
     tokenizer: str | None = None

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from vlad_configs.errors import ConfigError
+from vlad_configs.fidelity import fidelity_thresholds
 from vlad_engines.backends.base import Backend, BackendOptions
+from vlad_engines.backends.capabilities import Attested
 from vlad_engines.checkpoint.policy_checkpoint import PolicyCheckpoint
 from vlad_engines.fidelity.cache import FidelityCache, check_digest
 from vlad_engines.fidelity.check import check_backend
 from vlad_engines.fidelity.observations import FidelityCase, make_cases, synthetic_observations
-from vlad_engines.fidelity.reference import compute_reference
 from vlad_engines.fidelity.report import FidelityReport
 from vlad_engines.processing.processor import Processor
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("vlad.fidelity")
 
@@ -38,6 +40,10 @@ class LoadedPolicy:
     options: BackendOptions
 
 
+class UncheckableError(ConfigError):
+    """There is neither a float32 reference to compare with nor the report of an earlier comparison."""
+
+
 def admit(
     policy: LoadedPolicy, *, allow_low_fidelity: bool, progress: ReportProgress, cache: FidelityCache
 ) -> dict[str, Any]:
@@ -49,15 +55,29 @@ def admit(
     Returns:
         For the metadata, plain msgpack types: `FidelityReport.summary`, and `reference` (the backend is the
         reference itself, and nothing was compared), `override` (it serves although it did not pass),
-        `remembered` (the figures are from an earlier start).
+        `remembered` (the figures are from an earlier start, or came with the engines).
 
     Raises:
-        ConfigError: for a backend below the thresholds, with every one that it missed.
+        ConfigError: for a backend below the thresholds, with every one that it missed; without torch, for
+            one that brings no report along.
         EngineError: where reference or backend cannot be run.
     """
     if is_reference(policy.backend_name, policy.options):
         return {"passed": True, "reference": True, "override": False, "remembered": False, "failures": []}
-    report, remembered = _report(policy, progress, cache)
+    try:
+        report, remembered = _report(policy, progress, cache)
+    except UncheckableError as error:
+        if not allow_low_fidelity:
+            raise
+        logger.warning("serves unchecked (--allow-low-fidelity): %s", error)
+        failures = [str(error)]
+        return {
+            "passed": False,
+            "reference": False,
+            "override": True,
+            "remembered": False,
+            "failures": failures,
+        }
     if not report.passed:
         what = f"backend '{policy.backend_name}' in {policy.options.precision} is too far from float32"
         lines = "\n  ".join(report.failures)
@@ -84,6 +104,12 @@ def _report(
     policy: LoadedPolicy, progress: ReportProgress, cache: FidelityCache
 ) -> tuple[FidelityReport, bool]:
     progress(STAGE, 0.0)
+    try:
+        import torch  # noqa: F401  the reference is computed with it
+    except ModuleNotFoundError:
+        report = _brought_along(policy)
+        progress(STAGE, 1.0)
+        return report, True
     contract, options = policy.checkpoint.contract, policy.options
     cases = make_cases(policy.processor, contract.model, synthetic_observations(contract.environment))
     digest = check_digest(
@@ -105,12 +131,31 @@ def _report(
     return report, False
 
 
+def _brought_along(policy: LoadedPolicy) -> FidelityReport:
+    report = policy.backend.attested_fidelity if isinstance(policy.backend, Attested) else None
+    if report is None:
+        raise UncheckableError(
+            f"backend '{policy.backend_name}' cannot be compared with float32, because torch is not "
+            "installed, and no report of an earlier comparison lies beside its engines: build them with "
+            "build_engines from graphs that export_onnx wrote with --reference, or install torch"
+        )
+    # The figures came along, the verdict is today's.
+    return dataclasses.replace(report, thresholds=fidelity_thresholds(report.precision))
+
+
 def _compare(
     policy: LoadedPolicy, cases: tuple[FidelityCase, ...], progress: ReportProgress
 ) -> FidelityReport:
+    from vlad_engines.fidelity.reference import compute_reference
+
     options = policy.options
     reference = compute_reference(
-        policy.checkpoint.contract.model, policy.weights, cases, options.num_steps, options.device
+        policy.checkpoint.contract.model,
+        policy.weights,
+        cases,
+        options.num_steps,
+        options.device,
+        options.pruning,
     )
     progress(STAGE, 0.7)
     report = check_backend(

@@ -18,6 +18,9 @@ from vlad_configs.models import IMAGE_SIZE, ModelConfig
 from vlad_engines.processing.model_inputs import ModelInputs
 from vlad_engines.processing.processor import Processor
 
+MAX_RECORDED = 64
+"""Of a recording; ranges of activations and errors of actions have settled long before."""
+
 DEFAULT_OBSERVATIONS = 4
 """Enough for every prompt length below and, where a robot may leave a camera out, for that too."""
 
@@ -83,15 +86,21 @@ def calibration_observations(path: str | None, environment: Environment) -> tupl
 
 
 def recorded_observations(path: str | pathlib.Path, environment: Environment) -> tuple[dict[str, Any], ...]:
-    """Read observations from a npz file.
+    """Read observations from a recording of the daemon or from a npz file.
 
     Args:
-        path: one array per request key, nested keys joined with a slash, with one row per observation.
-            The last part of a key is enough where it is unique: `image` stands for `observation/image`.
+        path: a `.mcap` file of `serve_policy --record`, of which at most `MAX_RECORDED` requests are taken,
+            spread evenly over it. Or a npz file, all of it: one array per request key, nested keys joined
+            with a slash, with one row per observation. The last part of a key is enough where it is
+            unique: `image` stands for `observation/image`.
 
     Raises:
         ConfigError: for a file that is unreadable, or lacks a key that the robot requires.
     """
+    if pathlib.Path(path).suffix == ".mcap":
+        from vlad_server.recordings.reader import recorded_requests
+
+        return recorded_requests(path, environment, MAX_RECORDED)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,21 +13,15 @@ from torch import Tensor
 
 from vlad_configs.errors import EngineError
 from vlad_configs.models import ModelConfig
+from vlad_configs.pruning import TokenPruning
 from vlad_engines.backends.capabilities import Trace
 from vlad_engines.fidelity.observations import FidelityCase
+from vlad_engines.fidelity.stored_reference import Reference
 from vlad_engines.model.flow import euler_path, euler_schedule
 from vlad_engines.model.observation import Observation
 from vlad_engines.model.pi0 import Pi0
+from vlad_engines.model.token_pruner import prune_prefix
 from vlad_engines.processing.model_inputs import ModelInputs
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """What float32 computes for the cases of a check, in host memory."""
-
-    cases: tuple[FidelityCase, ...]
-    traces: tuple[Trace, ...]
-    num_steps: int
 
 
 def compute_reference(
@@ -37,6 +30,7 @@ def compute_reference(
     cases: Sequence[FidelityCase],
     num_steps: int,
     device: str,
+    pruning: TokenPruning | None = None,
 ) -> Reference:
     """Build the float32 network, run it over all cases, and give its memory back.
 
@@ -47,7 +41,9 @@ def compute_reference(
     """
     try:
         with strict_float32():
-            traces = _traces(Pi0.from_openpi_weights(config, weights, "fp32", device), cases, num_steps)
+            model = Pi0.from_openpi_weights(config, weights, "fp32", device)
+            traces = tuple(trace_model(model, case.inputs, case.noise, num_steps, pruning) for case in cases)
+            del model
     except torch.OutOfMemoryError as error:
         raise EngineError(
             f"the float32 reference of the fidelity check does not fit on {device}: {error}"
@@ -57,31 +53,37 @@ def compute_reference(
     return Reference(tuple(cases), traces, num_steps)
 
 
-def _traces(model: Pi0, cases: Sequence[FidelityCase], num_steps: int) -> tuple[Trace, ...]:
-    return tuple(trace_model(model, case.inputs, case.noise, num_steps) for case in cases)
-
-
 @torch.inference_mode()
-def trace_model(model: Pi0, inputs: ModelInputs, noise: npt.NDArray[np.float32], num_steps: int) -> Trace:
+def trace_model(
+    model: Pi0,
+    inputs: ModelInputs,
+    noise: npt.NDArray[np.float32],
+    num_steps: int,
+    pruning: TokenPruning | None = None,
+) -> Trace:
     """Run one request and keep what the parts of the network hand to each other.
 
     Args:
         noise: `[H, A]`.
+        pruning: of the backend that is compared; the reference selects by its own float32 tokens.
     """
     device = model.rope_cos.device
     observation = _observation(inputs, device)
     prefix = model.embed_prefix(observation)
+    vision_length = len(inputs.cameras) * model.config.siglip.num_tokens
+    vision_tokens = prefix.embeddings[:, :vision_length]
+    if pruning is not None and vision_length:
+        prefix = prune_prefix(vision_tokens, prefix.embeddings[:, vision_length:], pruning).prefix
     cache = model.compute_prefix_kv_cache(prefix)
-    suffix = model.place_suffix(prefix.embeddings.shape[1], prefix.lengths)
+    suffix = model.place_suffix(prefix.embeddings.shape[1], prefix.lengths, prefix.suffix_start)
     conditioning = model.step_conditioning(num_steps)
 
     def velocity(step: int, x_t: Tensor) -> Tensor:
         return model.denoise_step_with_cache(x_t, conditioning[step], observation.state, cache, suffix)
 
     path = euler_path(velocity, torch.from_numpy(noise)[None].to(device), euler_schedule(num_steps))
-    vision_length = len(inputs.cameras) * model.config.siglip.num_tokens
     return Trace(
-        vision_tokens=_host(prefix.embeddings[0, :vision_length]),
+        vision_tokens=_host(vision_tokens[0]),
         prefix_keys=_host(cache.keys[:, 0]),
         prefix_values=_host(cache.values[:, 0]),
         x_t=np.concatenate([_host(x_t) for x_t in path]),

@@ -43,7 +43,7 @@ def verify_checkpoint(
         environment: robot, a name of `ENVIRONMENTS`.
         num_steps: Euler steps; None for the checkpoint's own.
         batch_sizes: sizes to check with backends that run batches.
-        observations: a npz file of recorded ones, or how many to draw; None for the usual set.
+        observations: a recording or npz file, or how many to draw; None for the usual set.
 
     Raises:
         VladError: for whatever cannot be loaded, made or run.
@@ -71,10 +71,11 @@ def verify_checkpoint(
     for candidate in candidates:
         options = BackendOptions(
             steps,
-            candidate.precision,  # type: ignore[arg-type]
+            candidate.precision,
             device,
             camera_counts=camera_counts,
             batch_sizes=batch_sizes,
+            image_dtype=contract.image_dtype,
             calibration=calibration,
         )
         backend = create_backend(candidate.name, contract.model, weights, options)

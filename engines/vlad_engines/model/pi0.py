@@ -39,10 +39,15 @@ class Prefix(NamedTuple):
     Attributes:
         embeddings: `[B, P, W]`; each sample's tokens come first, zeros pad it to the longest sample.
         lengths: `[B]` int64, tokens of each sample; None where no sample is padded.
+        positions: `[B, P]` int64, where each token stands; None where it is its index.
+        suffix_start: `[B]` int64, the position of the first token behind the prefix; None where it is
+            the number of the sample's tokens.
     """
 
     embeddings: Tensor
     lengths: Tensor | None
+    positions: Tensor | None = None
+    suffix_start: Tensor | None = None
 
 
 class Pi0(nn.Module):
@@ -219,19 +224,23 @@ class Pi0(nn.Module):
             return torch.where(frozen[:, :, None], at_zero[:, None], conditioning[:, None])
         return torch.where(frozen[:, :, None], at_zero, conditioning)
 
-    def place_suffix(self, prefix_length: int, lengths: Tensor | None = None) -> TokenPlacement:
+    def place_suffix(
+        self, prefix_length: int, lengths: Tensor | None = None, start: Tensor | None = None
+    ) -> TokenPlacement:
         """Positions and mask of the suffix behind a prefix of `prefix_length` (P) tokens.
 
         The same for all steps of a request.
 
         Args:
             lengths: see `Prefix`.
+            start: `suffix_start` of `Prefix`.
         """
         positions = torch.arange(self.suffix_length, device=self.rope_cos.device)
-        if lengths is None:
+        first = lengths if start is None else start
+        if first is None:
             cos, sin = self._rope(positions + prefix_length)
         else:
-            cos, sin = self._rope(positions + lengths[:, None])
+            cos, sin = self._rope(positions + first[:, None])
         return TokenPlacement(cos, sin, self._suffix_bias(prefix_length, lengths))
 
     def embed_suffix(self, x_t: Tensor, conditioning: Tensor, state: Tensor) -> Tensor:
@@ -277,7 +286,7 @@ class Pi0(nn.Module):
         """
         prefix = self.embed_prefix(observation)
         cache = self.compute_prefix_kv_cache(prefix)
-        suffix = self.place_suffix(prefix.embeddings.shape[1], prefix.lengths)
+        suffix = self.place_suffix(prefix.embeddings.shape[1], prefix.lengths, prefix.suffix_start)
         conditioning = self.step_conditioning(num_steps)
 
         def velocity(step: int, x_t: Tensor) -> Tensor:
@@ -290,12 +299,12 @@ class Pi0(nn.Module):
     # ---- positions and masks ----
 
     def place_prefix(self, prefix: Prefix) -> TokenPlacement:
-        length = prefix.embeddings.shape[1]
-        positions = torch.arange(length, device=self.rope_cos.device)
+        """Positions and mask of the prefix tokens among themselves."""
+        index = torch.arange(prefix.embeddings.shape[1], device=self.rope_cos.device)
         bias = None
         if prefix.lengths is not None:
-            bias = additive_mask(positions < prefix.lengths[:, None])[:, None]
-        return TokenPlacement(*self._rope(positions), bias)
+            bias = additive_mask(index < prefix.lengths[:, None])[:, None]
+        return TokenPlacement(*self._rope(index if prefix.positions is None else prefix.positions), bias)
 
     def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Positions `[T]` or `[B, T]` to cosines and sines for `TokenPlacement`."""

@@ -14,6 +14,11 @@ class CudaStreams:
         self.front = torch.cuda.Stream(device, _NORMAL_PRIORITY)  # type: ignore[no-untyped-call]
         self.back = torch.cuda.Stream(device, _HIGH_PRIORITY)  # type: ignore[no-untyped-call]
 
+    @property
+    def beside(self) -> torch.cuda.Stream:
+        """See `streams.DeviceStreams.beside`: the same stream, because nothing is kept free."""
+        return self.front
+
     def event(self) -> torch.cuda.Event:
         """See `streams.DeviceStreams.event`."""
         return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -8,10 +8,11 @@ A request lives in one lane from `submit` to `finish`. What keeps its data its o
 - Its denoising waits, on the device, for the end of its prefix (producer before consumer).
 - Its lane is given to another request only after `finish`, which has seen the end of its denoising, the
   last to read from the lane and the one that writes its host output (consumer before reuse).
-- A stream works in order: two requests never share the scratch memory of one stage.
+- A stream works in order: two requests never share the scratch memory of one stage. Where the front stages
+  change streams (see `DeviceStreams.beside`), the new one first waits for the old one.
 - Every stage is told which request it works for, and asserts that its lane holds that one.
 
-Nothing else waits: a lone request runs straight through.
+Nothing else waits: a lone request runs straight through, on the whole device.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ class OverlapSchedule(Generic[Stream, Event, Request, Chunk]):
     def __init__(self, streams: DeviceStreams[Stream, Event]) -> None:
         self._streams = streams
         self._last_begin: tuple[Event, float] | None = None
+        self._last_front: tuple[Stream, Event] | None = None
+        self._submitted = self._finished = 0  # each is written by one thread
 
     def submit(
         self, lane: Lane[Stream, Request, Chunk], request_id: int, request: Request
@@ -100,7 +103,7 @@ class OverlapSchedule(Generic[Stream, Event, Request, Chunk]):
         """
         lane.load(request_id, request)
         streams = self._streams
-        front, back = streams.front, streams.back
+        front, back = self._choose_front(), streams.back
         flight = InFlight(
             request_id,
             lane,
@@ -110,6 +113,8 @@ class OverlapSchedule(Generic[Stream, Event, Request, Chunk]):
             denoise_begin=streams.event(),
             denoise_end=streams.event(),
         )
+        self._submitted += 1
+        self._follow(front, flight.front_end)
         streams.record(flight.begin, front)
         try:
             lane.vision(request_id, front)
@@ -136,10 +141,23 @@ class OverlapSchedule(Generic[Stream, Event, Request, Chunk]):
         Raises:
             Exception: what its stages raised, or the device.
         """
-        self._streams.synchronize(flight.denoise_end)
+        try:
+            self._streams.synchronize(flight.denoise_end)
+        finally:
+            self._finished += 1
         if flight.error is not None:
             raise flight.error
         return flight.lane.take(flight.request_id), self._times(flight)
+
+    def _choose_front(self) -> Stream:
+        alone = self._submitted == self._finished
+        return self._streams.front if alone else self._streams.beside
+
+    def _follow(self, front: Stream, front_end: Event) -> None:
+        """Let a request's front stages come after those of the one before, in whatever stream they are."""
+        if self._last_front is not None and self._last_front[0] is not front:
+            self._streams.wait(front, self._last_front[1])
+        self._last_front = front, front_end
 
     def _times(self, flight: InFlight[Stream, Event, Request, Chunk]) -> RequestTimes:
         # From request to request, not from one origin: the resolution of an event falls with the distance.

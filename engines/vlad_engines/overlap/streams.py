@@ -9,11 +9,17 @@ Event = TypeVar("Event")
 
 
 class DeviceStreams(Protocol[Stream, Event]):
-    """Two streams of one device. Only `synchronize` waits on the host; events may be used from any thread."""
+    """Streams of one device. Only `synchronize` waits on the host; events may be used from any thread."""
 
     @property
     def front(self) -> Stream:
         """Where vision and prefix run."""
+        ...
+
+    @property
+    def beside(self) -> Stream:
+        """Where vision and prefix run while another request is in flight: `front`, or a stream that leaves a
+        part of the device to denoising."""
         ...
 
     @property

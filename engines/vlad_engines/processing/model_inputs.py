@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,8 @@ class ModelInputs:
 
     Attributes:
         cameras: names of the model's camera slots that carry an image, in slot order.
-        images: `[C, 224, 224, 3]`, C = len(cameras). Either uint8 in 0..255, or float32 in [-1, 1].
+        images: `[C, S, S, 3]`, C = len(cameras), S the model's image size. Either uint8 in 0..255, or
+            float32 in [-1, 1].
         tokens: `[L]` int64, prompt token ids padded with 0 to the contract's max_token_len.
         token_mask: `[L]` bool, True for real tokens; real tokens come first.
         state: `[action_dim]` float64, normalised and padded with zeros.
@@ -24,6 +27,9 @@ class ModelInputs:
             the anchor of delta actions.
         guidance: how the chunk continues an earlier one; None for plain sampling. Only for backends that
             say that they can (`capabilities.Guided`).
+        notes: what is odd about the observation, plain msgpack types: `cut_tokens`, how many tokens of the
+            prompt did not fit; `state_outside`, pairs of an index of the state and its normalised value, for
+            those far from what the statistics know. Missing where there is nothing to say.
     """
 
     cameras: tuple[str, ...]
@@ -33,3 +39,4 @@ class ModelInputs:
     state: npt.NDArray[np.float64]
     robot_state: npt.NDArray[np.float64]
     guidance: Guidance | None = None
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)

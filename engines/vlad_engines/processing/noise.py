@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlad_configs.errors import ObservationError
+from vlad_configs.noise import seeded_noise
 
 Array = npt.NDArray[np.float32]
 
@@ -33,8 +34,9 @@ class NoiseSource:
             if seed is not None:
                 raise ObservationError("vlad/seed", "either a seed or noise", "both")
             return _given_noise(noise, self._shape)
-        source = self._random if seed is None else np.random.Generator(np.random.PCG64(_seed(seed)))
-        return source.standard_normal(self._shape, dtype=np.float32)
+        if seed is not None:
+            return seeded_noise(_seed(seed), self._shape)
+        return self._random.standard_normal(self._shape, dtype=np.float32)
 
 
 def _seed(seed: Any) -> int:

@@ -5,6 +5,7 @@ The order of the steps is that of openpi's `policies/policy_config.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +15,16 @@ import numpy.typing as npt
 from vlad_configs.contract import Contract
 from vlad_configs.environments import Camera, prompt_text
 from vlad_configs.errors import CheckpointError, EngineError, ObservationError
-from vlad_configs.models import CAMERA_SLOTS, IMAGE_SIZE
+from vlad_configs.models import CAMERA_SLOTS
 from vlad_engines.processing import images, robot_conventions
 from vlad_engines.processing.model_inputs import ModelInputs
 from vlad_engines.processing.normalization import Normalizer, NormStats
 from vlad_engines.processing.tokenizer import Tokenizer, encode_prompt, pad_tokens
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+_FAR_OUTSIDE: Mapping[str, float] = {"quantile": 2.0, "zscore": 5.0, "identity": math.inf}
+"""Normalised states beyond are noted: half a span (q01 to q99) away, or five standard deviations."""
 
 
 class Processor:
@@ -77,7 +81,8 @@ class Processor:
         )
         state = robot_state if self._state is None else self._state.normalize(robot_state)
         self._check_magnitude(state)
-        tokens, token_mask = self._tokens(prompt, state)
+        ids = self._token_ids(prompt, state)
+        tokens, token_mask = pad_tokens(ids, self._contract.model.max_token_len)
         return ModelInputs(
             cameras=cameras,
             images=pictures,
@@ -85,6 +90,7 @@ class Processor:
             token_mask=token_mask,
             state=_pad(state, self._contract.model.action_dim),
             robot_state=robot_state,
+            notes=self._notes(ids, state),
         )
 
     def finish(self, model_actions: npt.NDArray[np.float32], inputs: ModelInputs) -> npt.NDArray[np.float64]:
@@ -209,11 +215,11 @@ class Processor:
         return cameras, np.stack([by_slot[slot] for slot in cameras])
 
     def _picture(self, camera: Camera, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        pixels = images.channels_last(image, camera.layout)
+        pixels, side = images.channels_last(image, camera.layout), self._contract.model.siglip.image_size
         try:
             if self._contract.image_resize == "pil_antialiased":
-                return images.resize_with_pad(images.to_uint8(pixels), IMAGE_SIZE, IMAGE_SIZE)
-            unit = images.resize_with_pad_bilinear(images.to_unit_float(pixels), IMAGE_SIZE, IMAGE_SIZE)
+                return images.resize_with_pad(images.to_uint8(pixels), side, side)
+            unit = images.resize_with_pad_bilinear(images.to_unit_float(pixels), side, side)
             return unit * np.float32(2) - np.float32(1)
         except ValueError as error:
             raise ObservationError(camera.key, "uint8 in 0..255 or float in 0..1", str(error)) from None
@@ -224,13 +230,20 @@ class Processor:
             keys = ", ".join(vector.key for vector in self._environment.state)
             raise ObservationError(keys, "numbers in the robot's range", "numbers beyond float32")
 
-    def _tokens(
-        self, prompt: str, state: npt.NDArray[np.float64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    def _notes(self, ids: list[int], state: npt.NDArray[np.float64]) -> dict[str, Any]:
+        notes: dict[str, Any] = {}
+        if (cut := len(ids) - self._contract.model.max_token_len) > 0:
+            notes["cut_tokens"] = cut
+        limit = _FAR_OUTSIDE[self._contract.norm_kind["state"]]
+        if float(np.abs(state).max(initial=0.0)) > limit:
+            outside = np.flatnonzero(np.abs(state) > limit).tolist()
+            notes["state_outside"] = [[index, float(state[index])] for index in outside]
+        return notes
+
+    def _token_ids(self, prompt: str, state: npt.NDArray[np.float64]) -> list[int]:
         if self._contract.prompt_state_dims is not None:
             state = _pad(state, self._contract.prompt_state_dims)
-        ids = encode_prompt(self._tokenizer, self._contract.prompt_template, prompt, state)
-        return pad_tokens(ids, self._contract.model.max_token_len)
+        return encode_prompt(self._tokenizer, self._contract.prompt_template, prompt, state)
 
 
 def check_stats_width(contract: Contract, norm_stats: NormStats) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import importlib.metadata
 import importlib.resources
 import json
 import time
@@ -25,6 +24,7 @@ from vlad_server.metrics import ServerMetrics
 from vlad_server.readiness import Readiness
 from vlad_server.status.board import StatusBoard
 from vlad_server.status.snapshot import Snapshot, render
+from vlad_server.version import daemon_version
 
 DATA_PATH = "/status/data"
 _FILES = {
@@ -83,7 +83,7 @@ class StatusPage:
         self._metrics = metrics
         self._connections = connections
         self._refuse = refuse
-        self._version = importlib.metadata.version("vlad")
+        self._version = daemon_version()
         self._started = time.monotonic()
         folder = importlib.resources.files(__package__) / "files"
         self._files = {path: ((folder / name).read_bytes(), kind) for path, (name, kind) in _FILES.items()}

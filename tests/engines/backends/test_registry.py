@@ -62,6 +62,7 @@ def test_weights_of_another_family_are_refused() -> None:
     [
         ({"num_steps": 0}, "num_steps must be at least 1"),
         ({"precision": "fp16"}, "precision must be 'fp32', 'bf16' or 'fp8'"),
+        ({"image_dtype": "int8"}, "image_dtype must be 'uint8' or 'float32'"),
         ({"device": "tpu"}, "device must be 'cpu', 'cuda' or 'cuda:N'"),
         ({"device": "cuda:"}, "device must be 'cpu', 'cuda' or 'cuda:N'"),
     ],

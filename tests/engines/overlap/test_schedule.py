@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.support.scripted_device import (
+    PartedStreams,
     RaceError,
     ScriptedEvent,
     ScriptedLane,
@@ -69,12 +70,28 @@ def run(requests: int, lanes: int, choices: bytes, make: Streams = ScriptedStrea
     assert 0 <= meter.report.fraction <= 1
 
 
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(2, 4), st.integers(2, 3), INTERLEAVINGS)
+@pytest.mark.parametrize("make", [ScriptedStreams, PartedStreams])
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(requests=st.integers(2, 4), lanes=st.integers(2, 3), choices=INTERLEAVINGS)
 def test_every_request_gets_its_own_chunk_in_every_interleaving(
-    requests: int, lanes: int, choices: bytes
+    make: Streams, requests: int, lanes: int, choices: bytes
 ) -> None:
-    run(requests, lanes, choices)
+    run(requests, lanes, choices, make)
+
+
+def test_a_request_that_is_alone_has_the_whole_device() -> None:
+    streams = PartedStreams(lambda count: 0)
+    schedule: OverlapSchedule[Any, Any, Any, Any] = OverlapSchedule(streams)
+    for lone in range(2):
+        flight = schedule.submit(ScriptedLane({}), lone, "lone")
+        assert streams.front.work
+        assert not streams.beside.work
+        schedule.finish(flight)
+    first = schedule.submit(ScriptedLane({}), 2, "first")
+    second = schedule.submit(ScriptedLane({}), 3, "second")
+    assert streams.beside.work
+    for flight in (first, second):
+        schedule.finish(flight)
 
 
 # ---- what the property above would not forgive ----
@@ -127,17 +144,12 @@ class GivesTheLaneAwayDuringDenoising(DenoisesAfterVision):
         super().synchronize(self._recorded[self._recorded.index(event) - 1])
 
 
-class RunsTwoFrontsAtOnce(ScriptedStreams):
-    """Every other request has a front stream of its own, but not scratch memory of its own."""
+class RunsTwoFrontsAtOnce(PartedStreams):
+    """The front stages change streams without waiting for those of the request before."""
 
-    def __init__(self, choose: Callable[[int], int]) -> None:
-        super().__init__(choose)
-        self.streams.append(ScriptedStream("second front"))
-
-    @property
-    def front(self) -> ScriptedStream:
-        self.streams[0], self.streams[2] = self.streams[2], self.streams[0]
-        return self.streams[0]
+    def wait(self, stream: ScriptedStream, event: ScriptedEvent) -> None:
+        if stream is self.back:
+            super().wait(stream, event)
 
 
 @pytest.mark.parametrize(

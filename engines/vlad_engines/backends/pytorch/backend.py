@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from vlad_engines.backends.pytorch.components import make_components
 from vlad_engines.backends.pytorch.trace import Tracer
 from vlad_engines.components import Components, Slot
 from vlad_engines.model.pi0 import Pi0
+from vlad_engines.model.precision import Precision
 from vlad_engines.pipeline import SequentialPipeline
 from vlad_engines.processing.model_inputs import ModelInputs
 
@@ -27,9 +28,9 @@ def create(
 ) -> PytorchBackend:
     """See `registry.create_backend`."""
     device = _find_device(options.device)
-    if options.precision == "fp8":
-        raise ConfigError("backend 'pytorch' computes in fp32 or bf16, not fp8")
-    model = Pi0.from_openpi_weights(config, weights, options.precision, device)
+    if options.precision not in get_args(Precision):
+        raise ConfigError(f"backend 'pytorch' computes in fp32 or bf16, not {options.precision}")
+    model = Pi0.from_openpi_weights(config, weights, cast(Precision, options.precision), device)
     return PytorchBackend(model, options, device)
 
 
@@ -40,8 +41,8 @@ class PytorchBackend:
         self._config = model.config
         self._options = options
         self._device = device
-        components = make_components(model, options.num_steps, options.enable_kv_cache)
-        slot = Slot(model.config, model.activation_dtype, device, options.num_steps)
+        components = make_components(model, options.num_steps, options.enable_kv_cache, options.pruning)
+        slot = Slot(model.config, model.activation_dtype, device, options.num_steps, options.pruning)
         self._pipeline: SequentialPipeline | None = SequentialPipeline(components, slot)
         self._tracer: Tracer | None = Tracer(components, slot)
 

@@ -7,15 +7,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vlad_configs.pruning import TokenPruning
 from vlad_engines.components import Components, Slot
 from vlad_engines.model.flow import euler_schedule
 from vlad_engines.model.guided_flow import guided_path
 from vlad_engines.model.pi0 import Pi0, Prefix
+from vlad_engines.model.token_pruner import prune_prefix
 
 
-def make_components(model: Pi0, num_steps: int, enable_kv_cache: bool) -> Components:
+def make_components(
+    model: Pi0, num_steps: int, enable_kv_cache: bool, pruning: TokenPruning | None = None
+) -> Components:
     """Cut `model`; without KV cache, every denoise step computes the prefix again."""
-    return Components(TorchVision(model), TorchPrefix(model), TorchDenoise(model, num_steps, enable_kv_cache))
+    denoise = TorchDenoise(model, num_steps, enable_kv_cache)
+    return Components(TorchVision(model), TorchPrefix(model, pruning), denoise)
 
 
 class TorchVision:
@@ -31,15 +36,23 @@ class TorchVision:
 
 
 class TorchPrefix:
-    """Embeds the prompt behind the image tokens and runs the VLM."""
+    """Embeds the prompt behind the image tokens, of which some may be left out, and runs the VLM."""
 
-    def __init__(self, model: Pi0) -> None:
+    def __init__(self, model: Pi0, pruning: TokenPruning | None) -> None:
         self._model = model
+        self._pruning = pruning
 
     def __call__(self, slot: Slot, request_id: int) -> None:
         """See `components.Prefix`."""
         slot.require(request_id)
-        slot.prompt_embeddings.copy_(self._model.embed_prompt(slot.prompt_tokens))
+        prompt = self._model.embed_prompt(slot.prompt_tokens)
+        if self._pruning is None:
+            slot.prompt_embeddings.copy_(prompt)
+        elif slot.image_tokens.shape[0]:
+            slot.pruned = prune_prefix(slot.image_tokens[None], prompt[None], self._pruning)
+        else:
+            slot.prompt_embeddings.copy_(prompt)
+            slot.pruned = None
         fill_cache(self._model, slot)
 
 
@@ -66,7 +79,8 @@ class TorchDenoise:
     def path(self, slot: Slot) -> Iterator[Tensor]:
         """The actions `[1, H, A]` after every Euler step."""
         model, cache = self._model, slot.cache
-        suffix = model.place_suffix(slot.prefix_length)
+        prefix = slot_prefix(slot)
+        suffix = model.place_suffix(slot.prefix_length, prefix.lengths, prefix.suffix_start)
         frozen = slot.guidance.frozen_actions() if slot.guidance_mode == "trained" else None
 
         def velocity(step: int, x_t: Tensor) -> Tensor:
@@ -87,5 +101,10 @@ class TorchDenoise:
 
 
 def fill_cache(model: Pi0, slot: Slot) -> None:
-    """Compute K and V of the slot's embeddings into the slot."""
-    model.compute_prefix_kv_cache(Prefix(slot.embeddings, lengths=None), out=slot.cache)
+    """Compute K and V of the slot's prefix into the slot."""
+    model.compute_prefix_kv_cache(slot_prefix(slot), out=slot.cache)
+
+
+def slot_prefix(slot: Slot) -> Prefix:
+    """The prefix of the present request, pruned or as it lies in the slot."""
+    return Prefix(slot.embeddings, lengths=None) if slot.pruned is None else slot.pruned.prefix

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from vlad_configs.errors import ConfigError
+from vlad_configs.precision import parse_precision
 from vlad_engines.export.spec import COMPONENTS, Component, DenoiseForm, GraphDtype, GraphForm
 
 Arithmetic = Literal["fp32", "tf32", "fp16", "bf16"]
@@ -58,10 +59,4 @@ def parse_arithmetic(text: str) -> ComponentArithmetic:
     Raises:
         ConfigError: for anything else.
     """
-    if "=" not in text:
-        return ComponentArithmetic(**dict.fromkeys(COMPONENTS, text))  # type: ignore[arg-type]
-    parts = [part.strip().partition("=") for part in text.split(",")]
-    named = {name: value for name, _, value in parts}
-    if sorted(named) != sorted(COMPONENTS) or len(parts) != len(COMPONENTS):
-        raise ConfigError(f"name each of {', '.join(COMPONENTS)} once, as in vision=fp16,..., not '{text}'")
-    return ComponentArithmetic(**named)  # type: ignore[arg-type]
+    return ComponentArithmetic(**parse_precision(text))  # type: ignore[arg-type]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -17,7 +16,8 @@ from vlad_engines.backends.base import BackendOptions, InferenceResult
 from vlad_engines.backends.capabilities import Trace
 from vlad_engines.backends.tensorrt.api import ReportProgress, TensorRt, load_tensorrt
 from vlad_engines.backends.tensorrt.arithmetic import ComponentArithmetic, parse_arithmetic
-from vlad_engines.backends.tensorrt.cache import EngineFolder
+from vlad_engines.backends.tensorrt.attestation import read_report
+from vlad_engines.backends.tensorrt.cache import EngineFolder, Plan
 from vlad_engines.backends.tensorrt.components import make_components
 from vlad_engines.backends.tensorrt.cuda_device import open_device
 from vlad_engines.backends.tensorrt.device import Device, HostArray
@@ -32,16 +32,20 @@ from vlad_engines.backends.tensorrt.loaded_engine import LoadedEngine
 from vlad_engines.backends.tensorrt.manifest import BuildSettings
 from vlad_engines.backends.tensorrt.schedule import SequentialSchedule
 from vlad_engines.backends.tensorrt.slot import Array, Slot, choose_key
+from vlad_engines.checkpoint.demo import cache_directory
+from vlad_engines.checkpoint.open_weights import CheckpointWeights
+from vlad_engines.export.fingerprint import weights_digest
 from vlad_engines.export.spec import COMPONENTS, Component, Dtype, GraphForm, ShapeKey, shape_keys
+from vlad_engines.fidelity.report import FidelityReport
 from vlad_engines.processing.model_inputs import ModelInputs
+from vlad_engines.worker_protocol import ComponentEngine
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("vlad.tensorrt")
 
-ENGINE_FOLDER_VARIABLE = "VLAD_ENGINE_DIR"
-"""Names a folder of prebuilt engines, which is only read. Nothing is built then."""
+Kind = TypeVar("Kind", bound="TensorRtBackend")
 
 
 def create(
@@ -50,19 +54,26 @@ def create(
     """See `registry.create_backend`.
 
     Args:
-        weights: may be empty where `VLAD_ENGINE_DIR` is set: engines hold their weights.
+        weights: may be empty where engines are prebuilt: those hold their weights.
     """
+    return create_as(TensorRtBackend, config, weights, options)
+
+
+def create_as(
+    kind: type[Kind], config: ModelConfig, weights: Mapping[str, torch.Tensor], options: BackendOptions
+) -> Kind:
+    """Check what was asked for, then make a backend of this kind."""
     arithmetic = parse_arithmetic(options.precision)
     check_options(options)
     tensorrt = load_tensorrt()
     tensorrt.check_arithmetic(arithmetic)
     device = open_device(options.device)
-    plans = _plan_provider(config, weights, options, arithmetic)
-    return TensorRtBackend(config, options, arithmetic, tensorrt, device, plans)
+    plans = choose_plans(config, weights, options, arithmetic)
+    return kind(config, options, arithmetic, tensorrt, device, plans)
 
 
 class TensorRtBackend:
-    """See `base.Backend`.
+    """See `base.Backend`, `capabilities.Attested` and `capabilities.Counted`.
 
     Args:
         plans: asked once, by `warm_up` or by the first request.
@@ -87,18 +98,22 @@ class TensorRtBackend:
         self._keys = shape_keys(config, options.camera_counts, options.batch_sizes)
         self._plans: PlanProvider | None = plans
         self._use_graphs = use_graphs
-        self._running: _Running | None = None
+        self._running: Running | None = None
+        self._engine_files: dict[str, ComponentEngine] = {}
+        self._attested: FidelityReport | None = None
         self._closed = False
+
+    name = "tensorrt"
+    """In the registry."""
 
     def warm_up(self, progress: Callable[[str, float], None]) -> None:
         """Load the engines, building those that are missing, and run every shape once."""
         with self._device.active():
-            running = self._ready(progress)
+            self._ready(progress)
             for index, key in enumerate(self._keys):
-                progress(f"warming up tensorrt: {key}", index / len(self._keys))
-                sample, noise = _empty_request(self._config, key), self._no_noise()
-                running.schedule.run(key, [sample] * key.batch, [noise] * key.batch)
-            progress("warming up tensorrt", 1.0)
+                progress(f"warming up {self.name}: {key}", index / len(self._keys))
+                self._prepare(key)
+            progress(f"warming up {self.name}", 1.0)
 
     def infer(self, inputs: ModelInputs, noise: Array) -> InferenceResult:
         """See `base.Backend.infer`."""
@@ -108,14 +123,14 @@ class TensorRtBackend:
         """See `capabilities.Batched`."""
         key = choose_key(self._config, self._keys, inputs, noise)
         with self._device.active():
-            result = self._ready(_say_nothing).schedule.run(key, inputs, noise)
+            result = self._ready(say_nothing).schedule.run(key, inputs, noise)
         return [InferenceResult(actions, result.stage_seconds) for actions in result.actions]
 
     def trace(self, inputs: ModelInputs, noise: Array) -> Trace:
         """See `capabilities.Traceable`."""
         key = choose_key(self._config, self._keys, [inputs], [noise])
         with self._device.active():
-            running = self._ready(_say_nothing)
+            running = self._ready(say_nothing)
             running.schedule.run(key, [inputs], [noise])
             return running.look(key, int(np.count_nonzero(inputs.token_mask)))
 
@@ -131,10 +146,25 @@ class TensorRtBackend:
             for component in COMPONENTS
         }
 
+    @property
+    def engine_files(self) -> Mapping[str, ComponentEngine]:
+        """See `capabilities.FromEngineFiles`."""
+        return self._engine_files
+
+    @property
+    def attested_fidelity(self) -> FidelityReport | None:
+        """See `capabilities.Attested`."""
+        return self._attested
+
+    @property
+    def calls(self) -> Mapping[str, int]:
+        """See `capabilities.Counted`."""
+        return dict.fromkeys(COMPONENTS, 0) if self._running is None else self._running.schedule.calls
+
     def layer_reports(self) -> dict[str, str]:
         """Component -> what TensorRT made of its layers, as JSON: their kernels, types and formats."""
         with self._device.active():
-            return self._ready(_say_nothing).layer_reports()
+            return self._ready(say_nothing).layer_reports()
 
     def close(self) -> None:
         """See `base.Backend.close`."""
@@ -142,7 +172,7 @@ class TensorRtBackend:
         with self._device.active():
             self._plans = self._running = None
 
-    def _ready(self, progress: ReportProgress) -> _Running:
+    def _ready(self, progress: ReportProgress) -> Running:
         if self._closed:
             raise EngineError("the backend is closed")
         if self._running is None:
@@ -150,17 +180,28 @@ class TensorRtBackend:
             wanted = Engineering(self._config, self._options.num_steps, self._arithmetic, self._keys)
             plans = self._plans.provide(wanted, self._tensorrt, self._device, progress)
             self._plans = None  # the checkpoint's weights go with it
+            folder = plans["denoise"].folder
+            self._attested = read_report(folder, {name: plan.manifest for name, plan in plans.items()})
             engines: dict[Component, LoadedEngine] = {}
             for index, component in enumerate(COMPONENTS):
                 progress(f"loading the {component} engine", index / len(COMPONENTS))
                 # Without another reference the file's pages are free once the engine is on the device.
                 engines[component] = self._load(component, plans.pop(component))
-            self._running = _Running(self._device, self._config, engines, self._keys, self._use_graphs)
+            self._running = Running(self._device, self._config, engines, self._keys, self._use_graphs)
         return self._running
 
-    def _load(self, component: Component, plan: Any) -> LoadedEngine:
+    def _prepare(self, key: ShapeKey) -> None:
+        """Run a shape once. The engines are loaded."""
+        sample, noise = empty_request(self._config, key), self._no_noise()
+        self._ready(say_nothing).schedule.prepare(key, [sample] * key.batch, [noise] * key.batch)
+
+    def _load(self, component: Component, plan: Plan) -> LoadedEngine:
         began, free = time.monotonic(), self._device.free_bytes()
         engine = LoadedEngine(self._tensorrt, self._device, plan)
+        manifest = plan.manifest
+        self._engine_files[component] = ComponentEngine(
+            plan.lookup, manifest.build_seconds, time.monotonic() - began, manifest.plan_bytes
+        )
         logger.info(
             "loaded the %s engine in %.1f s: %.0f MiB of device memory, %.0f MiB of it scratch",
             component,
@@ -174,7 +215,7 @@ class TensorRtBackend:
         return np.zeros((self._config.action_horizon, self._config.action_dim), np.float32)
 
 
-class _Running:
+class Running:
     """Engines, memory and schedule: what exists from the first use on."""
 
     def __init__(
@@ -235,35 +276,43 @@ def check_options(options: BackendOptions) -> None:
         raise ConfigError(f"camera counts must lie in 1..{len(CAMERA_SLOTS)}, not {options.camera_counts}")
 
 
-def _plan_provider(
+def choose_plans(
     config: ModelConfig,
     weights: Mapping[str, torch.Tensor],
     options: BackendOptions,
     arithmetic: ComponentArithmetic,
 ) -> PlanProvider:
-    folder = os.environ.get(ENGINE_FOLDER_VARIABLE)
-    if folder:
-        digest = None
-        if weights:
-            from vlad_engines.export.fingerprint import weights_digest
+    """Prebuilt engines where a folder is named, else the cache, only read where nothing can be built.
 
-            digest = weights_digest(weights)
-        return PrebuiltPlans(EngineFolder(pathlib.Path(folder).expanduser()), digest)
+    Raises:
+        ConfigError: for a folder that is not there.
+    """
+    if options.engine_dir is not None:
+        return PrebuiltPlans(EngineFolder(pathlib.Path(options.engine_dir).expanduser()), _digest(weights))
+    cache = engine_cache(cache_directory())
     # Here and not above: a robot's computer with prebuilt engines has neither torch nor onnx.
     try:
         from vlad_engines.backends.tensorrt.checkpoint_graphs import CheckpointGraphs
-        from vlad_engines.checkpoint.demo import cache_directory
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"building engines needs the package '{error.name}'; install it, or set "
-            f"{ENGINE_FOLDER_VARIABLE} to a folder of prebuilt ones"
-        ) from error
-    cache = engine_cache(cache_directory())
+        why = (
+            f"\nbuilding engines needs the package '{error.name}': install it, or name a folder of prebuilt "
+            "ones with --engine-dir"
+        )
+        if not cache.folder.is_dir():
+            raise ConfigError(f"there are no engines in {cache.folder}{why}") from error
+        return PrebuiltPlans(EngineFolder(cache.folder), _digest(weights), why)
     graphs = CheckpointGraphs(config, weights, arithmetic.form(options.num_steps, "step"), cache.folder)
     return BuiltPlans(cache, graphs, BuildSettings())
 
 
-def _empty_request(config: ModelConfig, key: ShapeKey) -> ModelInputs:
+def _digest(weights: Mapping[str, torch.Tensor]) -> str | None:
+    """Of the weights that engines must hold; None where there are none at hand."""
+    if isinstance(weights, CheckpointWeights):
+        return weights.digest()
+    return weights_digest(weights) if weights else None
+
+
+def empty_request(config: ModelConfig, key: ShapeKey) -> ModelInputs:
     size = config.siglip.image_size
     return ModelInputs(
         cameras=CAMERA_SLOTS[: key.cameras],
@@ -284,5 +333,5 @@ def _widen(content: HostArray, dtype: Dtype) -> Array:
     return content.view(kind).astype(np.float32)
 
 
-def _say_nothing(stage: str, fraction: float) -> None:
+def say_nothing(stage: str, fraction: float) -> None:
     """A request has nobody to tell."""

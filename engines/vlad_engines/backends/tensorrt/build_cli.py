@@ -6,25 +6,31 @@ From exported graphs it needs tensorrt, pycuda and numpy alone.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import pathlib
 import sys
 import tempfile
 
 import tyro
 
-from vlad_configs.errors import ConfigError, VladError
+from vlad_configs.errors import ConfigError
+from vlad_engines.backends.base import BackendOptions
 from vlad_engines.backends.choice import parse_batches
 from vlad_engines.backends.tensorrt.api import ReportProgress, TensorRt, load_tensorrt
 from vlad_engines.backends.tensorrt.arithmetic import ComponentArithmetic, parse_arithmetic
+from vlad_engines.backends.tensorrt.attestation import write_report
+from vlad_engines.backends.tensorrt.backend import TensorRtBackend
 from vlad_engines.backends.tensorrt.cache import EngineCache
 from vlad_engines.backends.tensorrt.cuda_device import open_device
 from vlad_engines.backends.tensorrt.device import Device
-from vlad_engines.backends.tensorrt.engine_plans import BuiltPlans, Engineering, Plans
+from vlad_engines.backends.tensorrt.engine_plans import BuiltPlans, Engineering, GivenPlans, Plans
 from vlad_engines.backends.tensorrt.graph_source import BundleGraphs, GraphSource
 from vlad_engines.backends.tensorrt.manifest import BuildSettings
+from vlad_engines.command import run_command, say_progress
 from vlad_engines.export.bundle import BUNDLE_FILE, read_bundle
 from vlad_engines.export.spec import COMPONENTS, shape_keys
+from vlad_engines.fidelity.check import check_backend
+from vlad_engines.fidelity.report import FidelityReport
+from vlad_engines.fidelity.stored_reference import Reference, read_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Args:
     source: tyro.conf.Positional[str]
     """Folder that export_onnx wrote; or a checkpoint, as for export_onnx."""
     output: tyro.conf.Positional[pathlib.Path]
-    """Folder for the engines, which VLAD_ENGINE_DIR may name when serving."""
+    """Folder for the engines, for --engine-dir when serving."""
     precision: str = "fp32"
     """fp32, tf32, bf16, or one for each part; exported graphs must have been exported with it."""
     cameras: str = "1,2,3"
@@ -55,8 +61,11 @@ class Args:
     """Denoising steps, for a checkpoint; its own number where not given."""
 
 
-def run(args: Args) -> Plans:
-    """Build as the arguments say.
+def run(args: Args) -> FidelityReport | None:
+    """Build as the arguments say, print what was built, and compare it with the float32 reference.
+
+    Returns:
+        The comparison, which then also lies beside the engines; None where there is nothing to compare with.
 
     Raises:
         VladError: for what cannot work, and where TensorRT fails.
@@ -65,12 +74,62 @@ def run(args: Args) -> Plans:
     tensorrt = load_tensorrt()
     tensorrt.check_arithmetic(arithmetic)
     device = open_device(args.device)
-    if (pathlib.Path(args.source) / BUNDLE_FILE).is_file():
-        source: GraphSource = BundleGraphs(read_bundle(pathlib.Path(args.source)))
-        return build_engines(source, args, arithmetic, settings, tensorrt, device, _report)
-    with tempfile.TemporaryDirectory(prefix="vlad-export-") as folder:
-        source = _checkpoint_graphs(args, arithmetic, pathlib.Path(folder))
-        return build_engines(source, args, arithmetic, settings, tensorrt, device, _report)
+    if not (pathlib.Path(args.source) / BUNDLE_FILE).is_file():
+        with tempfile.TemporaryDirectory(prefix="vlad-export-") as folder:
+            source = _checkpoint_graphs(args, arithmetic, pathlib.Path(folder))
+            show(build_engines(source, args, arithmetic, settings, tensorrt, device, say_progress))
+        return None
+    bundle = read_bundle(pathlib.Path(args.source))
+    plans = build_engines(BundleGraphs(bundle), args, arithmetic, settings, tensorrt, device, say_progress)
+    show(plans)
+    # What no profile fits cannot be compared.
+    if 1 not in parse_batches(args.batch) or not bundle.reference_path.is_file():
+        return None
+    reference = read_reference(bundle.reference_path).with_cameras(parse_batches(args.cameras))
+    if not reference.cases:
+        return None
+    report = compare(plans, args, arithmetic, tensorrt, device, reference)
+    print(report.table())  # noqa: T201
+    return report
+
+
+def show(plans: Plans) -> None:
+    """Print the files, their sizes and how long they took."""
+    for component in COMPONENTS:
+        manifest = plans[component].manifest
+        print(  # noqa: T201
+            f"{component}-{manifest.identity.digest}.plan  {manifest.plan_bytes >> 20} MiB, "
+            f"built in {manifest.build_seconds:.0f} s"
+        )
+
+
+def compare(
+    plans: Plans,
+    args: Args,
+    arithmetic: ComponentArithmetic,
+    tensorrt: TensorRt,
+    device: Device,
+    reference: Reference,
+) -> FidelityReport:
+    """Hold engines against the reference, and keep the report beside them.
+
+    Raises:
+        ConfigError: where the folder cannot be written.
+        EngineError: where TensorRT fails.
+    """
+    manifests = {component: plan.manifest for component, plan in plans.items()}
+    folder, model = plans["denoise"].folder, manifests["denoise"].identity.model
+    cameras = tuple(sorted({len(case.inputs.cameras) for case in reference.cases}))
+    options = BackendOptions(reference.num_steps, args.precision, args.device, camera_counts=cameras)
+    backend = TensorRtBackend(model, options, arithmetic, tensorrt, device, GivenPlans(plans))
+    try:
+        report = check_backend(backend, reference, name="tensorrt", precision=args.precision)
+        write_report(folder, manifests, report)
+    except OSError as error:
+        raise ConfigError(f"the fidelity report cannot be written to {folder}: {error}") from error
+    finally:
+        backend.close()
+    return report
 
 
 def build_engines(
@@ -115,25 +174,10 @@ def _checkpoint_graphs(args: Args, arithmetic: ComponentArithmetic, folder: path
     return CheckpointGraphs(contract.model, weights, arithmetic.form(steps, "step"), folder)
 
 
-def _report(stage: str, fraction: float) -> None:
-    print(f"{100 * fraction:3.0f} %  {stage}", file=sys.stderr, flush=True)  # noqa: T201
-
-
 def main() -> None:
-    """Entry point of `build_engines`."""
-    args = tyro.cli(Args, prog="build_engines")
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        plans = run(args)
-    except VladError as error:
-        print(f"build_engines: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
-    for component in COMPONENTS:
-        manifest = plans[component].manifest
-        print(  # noqa: T201
-            f"{component}-{manifest.identity.digest}.plan  {manifest.plan_bytes >> 20} MiB, "
-            f"built in {manifest.build_seconds:.0f} s"
-        )
+    """Entry point of `build_engines`; exit code 1 for engines that are too far from float32."""
+    report = run_command("build_engines", Args, run)
+    sys.exit(0 if report is None or report.passed else 1)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from vlad_configs.errors import ConfigError, EngineError
 from vlad_engines.backends.tensorrt.manifest import EngineIdentity, EngineManifest
@@ -29,16 +29,27 @@ from vlad_engines.trusted_folder import require_trusted
 
 logger = logging.getLogger("vlad.tensorrt")
 
+Lookup = Literal["hit", "miss", "stale", "corrupt", "prebuilt"]
+"""`stale` is an engine of another identity under this one's name."""
+
 BuildPlan = Callable[[], Any]
 """Makes a plan: anything with the buffer protocol."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """An engine that may be loaded. `content` is the mapped file, checked against the manifest."""
+    """An engine that may be loaded.
+
+    Attributes:
+        content: the mapped file, checked against the manifest.
+        lookup: what was found when it was looked for.
+        folder: where it lies.
+    """
 
     manifest: EngineManifest
     content: memoryview
+    folder: pathlib.Path
+    lookup: Lookup = "hit"
 
 
 class EngineCache:
@@ -64,17 +75,17 @@ class EngineCache:
         """
         if self._folder.is_dir():
             require_trusted(self._folder)
-        plan = _open_checked(self._folder, identity)
+        plan, lookup = _open_checked(self._folder, identity)
         if plan is not None:
             return plan
         try:
             self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             with _lock(self._folder / f"{_name(identity)}.lock"):
                 # Another process may have built it while this one waited.
-                plan = _open_checked(self._folder, identity)
+                plan, _ = _open_checked(self._folder, identity)
                 if plan is None:
                     self._build(identity, build)
-                    plan = _open_checked(self._folder, identity)
+                    plan, _ = _open_checked(self._folder, identity)
         except OSError as error:
             raise ConfigError(f"engines cannot be kept in {self._folder}: {error}") from error
         if plan is None:
@@ -82,7 +93,7 @@ class EngineCache:
                 f"the {identity.component} engine was built and written to {self._folder}, but reading it "
                 "back gave other bytes: check the disk"
             )
-        return plan
+        return dataclasses.replace(plan, lookup=lookup)
 
     def _build(self, identity: EngineIdentity, build: BuildPlan) -> None:
         began = time.monotonic()
@@ -135,10 +146,10 @@ class EngineFolder:
         if not fitting:
             closest = min(faults.values(), key=len)
             raise ConfigError(f"no {component} engine in {self._folder} fits:\n  " + "\n  ".join(closest))
-        plan = _open_checked(self._folder, fitting[0])
+        plan, _ = _open_checked(self._folder, fitting[0])
         if plan is None:
             raise ConfigError(f"{self._folder / _name(fitting[0])}.plan is damaged: copy it again")
-        return plan
+        return dataclasses.replace(plan, lookup="prebuilt")
 
     def _identities(self, component: Component) -> Iterator[EngineIdentity]:
         for path in sorted(self._folder.glob(f"{component}-*.json")):
@@ -190,22 +201,24 @@ def _name(identity: EngineIdentity) -> str:
     return f"{identity.component}-{identity.digest}"
 
 
-def _open_checked(folder: pathlib.Path, identity: EngineIdentity) -> Plan | None:
+def _open_checked(folder: pathlib.Path, identity: EngineIdentity) -> tuple[Plan | None, Lookup]:
+    """The engine of this identity, or else None; and what was found."""
     name = _name(identity)
-    manifest = _read_manifest(folder / f"{name}.json")
+    path = folder / f"{name}.json"
+    manifest = _read_manifest(path)
     if manifest is None:
-        return None
+        return None, "corrupt" if path.exists() else "miss"
     if manifest.identity != identity:
         logger.warning("%s.json describes another engine than its name says", folder / name)
-        return None
+        return None, "stale"
     content = _map_file(folder / f"{name}.plan")
     if content is None or content.nbytes != manifest.plan_bytes:
         logger.warning("%s.plan is missing or of another size than its manifest says", folder / name)
-        return None
+        return None, "corrupt"
     if buffer_digest(content) != manifest.plan_digest:
         logger.warning("%s.plan is corrupt: its checksum differs", folder / name)
-        return None
-    return Plan(manifest, content)
+        return None, "corrupt"
+    return Plan(manifest, content, folder), "hit"
 
 
 def _read_manifest(path: pathlib.Path) -> EngineManifest | None:

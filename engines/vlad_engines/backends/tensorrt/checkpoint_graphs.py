@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -91,6 +92,10 @@ class CheckpointGraphs:
             except OSError as error:
                 raise ConfigError(f"graphs cannot be written to {self._folder}: {error}") from error
             yield folder / graph.file
+        # Weights that were drawn or cast on a GPU leave their memory to torch, and engines need it.
+        gc.collect()
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
 
     @functools.cached_property
     def _digests(self) -> Mapping[Component, str]:

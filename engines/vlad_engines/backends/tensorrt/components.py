@@ -14,14 +14,17 @@ _Profile = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class EngineComponent:
-    """One component: a context for each of its shapes, bound to the slot once and recorded as a CUDA graph.
+    """One component: a context for each of its shapes, bound to the slot and recorded as CUDA graphs.
 
     Keys that differ in nothing that the component sees share one: TensorRT 8.6 gives a profile to one
-    context at a time.
+    context at a time. A graph belongs to the stream that recorded it, and to its part of the GPU.
 
     Args:
         engine: of this component; may serve several slots, but only one of them at a time.
         use_graphs: without, every run is enqueued layer by layer.
+
+    Attributes:
+        calls: runs for requests so far.
     """
 
     def __init__(self, engine: LoadedEngine, device: Device, slot: Slot, use_graphs: bool) -> None:
@@ -34,26 +37,34 @@ class EngineComponent:
         self._slot = slot
         self._use_graphs = use_graphs
         self._profiles: dict[ShapeKey, _Profile] = {}
-        self._work: dict[_Profile, _Work] = {}
-        self._graphs: dict[_Profile, Graph] = {}
+        self._work: dict[tuple[_Profile, int], _Work] = {}
+        self._graphs: dict[tuple[_Profile, int], Graph] = {}
+        self.calls = 0
 
     def prepare(self, key: ShapeKey, stream: Stream) -> None:
-        """Make ready for a shape: create, bind, run once, record. The slot holds a request of that shape.
+        """Make ready for a shape in a stream: bind, run once, record. The slot holds a request of that shape.
 
         What the recording needs on the device has to be finished when it begins, so this waits.
 
         Raises:
             EngineError: where the engine has no such shape, or cannot be run or recorded.
         """
-        profile = self._profile(key)
-        if profile in self._work:
+        ready = self._profile(key), stream.handle
+        if ready in self._work:
             return
-        work = self._bind(self._engine.create_context(dict(profile), stream), key)
+        # Bound anew for each stream: where slots share a context, another one has bound it meanwhile.
+        work = self._bind(self._engine.create_context(dict(ready[0]), stream), key)
         work(stream)
         _finish(self._device, stream)
         if self._use_graphs:
-            self._graphs[profile] = self._device.capture(stream, lambda: work(stream))
-        self._work[profile] = work
+            self._graphs[ready] = self._device.capture(stream, lambda: work(stream))
+        self._work[ready] = work
+
+    def forget(self, stream: Stream) -> None:
+        """Give up what was recorded from a stream. Nothing of it may be in flight."""
+        for ready in [ready for ready in self._work if ready[1] == stream.handle]:
+            del self._work[ready]
+            self._graphs.pop(ready, None)
 
     def __call__(self, slot: Slot, request_id: int, stream: Stream) -> None:
         """Enqueue a run for the slot's batch; see `vlad_engines.components`.
@@ -66,11 +77,12 @@ class EngineComponent:
         assert slot is self._slot
         key = slot.require(request_id)
         self.prepare(key, stream)
-        profile = self._profile(key)
+        ready = self._profile(key), stream.handle
+        self.calls += 1
         if self._use_graphs:
-            self._graphs[profile].launch(stream)
+            self._graphs[ready].launch(stream)
         else:
-            self._work[profile](stream)
+            self._work[ready](stream)
 
     def _profile(self, key: ShapeKey) -> _Profile:
         if key not in self._profiles:

@@ -6,6 +6,7 @@ Never `pycuda.autoinit`: it makes a context of its own, in which the others' str
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -13,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from vlad_configs.errors import ConfigError, EngineError
+from vlad_engines.backends.tensorrt.cuda_driver import call, create_stream, create_stream_beside
 from vlad_engines.backends.tensorrt.cuda_graph import CudaGraph
 from vlad_engines.backends.tensorrt.device import Device, HostArray
 
@@ -45,39 +47,33 @@ def open_device(name: str) -> Device:
 class CudaStream:
     """See `device.Stream`."""
 
-    def __init__(self, stream: Any) -> None:
-        self.raw = stream
-
-    @property
-    def handle(self) -> int:
-        return int(self.raw.handle)
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
 
     def wait_for(self, event: CudaEvent) -> None:
-        self.raw.wait_for_event(event.raw)
+        call("cuStreamWaitEvent", ctypes.c_void_p(self.handle), event.handle, 0)
 
 
 class CudaEvent:
-    """See `device.Event`.
+    """See `device.Event`. Goes back to `spares` at its end, which may come in any thread."""
 
-    Goes back to `spares` at its end: pycuda destroys an event only in the thread that made it, and the one
-    that waits for requests is another.
-    """
-
-    def __init__(self, event: Any, spares: list[Any]) -> None:
-        self.raw = event
+    def __init__(self, handle: ctypes.c_void_p, spares: list[ctypes.c_void_p]) -> None:
+        self.handle = handle
         self._spares = spares
 
     def __del__(self) -> None:
-        self._spares.append(self.raw)
+        self._spares.append(self.handle)
 
     def record(self, stream: CudaStream) -> None:
-        self.raw.record(stream.raw)
+        call("cuEventRecord", self.handle, ctypes.c_void_p(stream.handle))
 
     def synchronize(self) -> None:
-        self.raw.synchronize()
+        call("cuEventSynchronize", self.handle)
 
     def seconds_since(self, earlier: CudaEvent) -> float:
-        return float(earlier.raw.time_till(self.raw)) * 1e-3
+        milliseconds = ctypes.c_float()
+        call("cuEventElapsedTime", ctypes.byref(milliseconds), earlier.handle, self.handle)
+        return milliseconds.value * 1e-3
 
 
 class CudaMemory:
@@ -95,7 +91,7 @@ class CudaDevice:
         self._driver = driver
         self._device = device
         self._context = device.retain_primary_context()
-        self._spare_events: list[Any] = []
+        self._spare_events: list[ctypes.c_void_p] = []
 
     @property
     def name(self) -> str:
@@ -105,6 +101,11 @@ class CudaDevice:
     def compute_capability(self) -> str:
         major, minor = self._device.compute_capability()
         return f"{major}.{minor}"
+
+    @property
+    def multiprocessors(self) -> int:
+        count = self._driver.device_attribute.MULTIPROCESSOR_COUNT
+        return int(self._device.get_attribute(count))
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -130,26 +131,28 @@ class CudaDevice:
         array: HostArray = self._driver.pagelocked_zeros(shape, dtype)
         return array
 
-    def create_stream(self) -> CudaStream:
-        # Not the legacy default stream, nor one that waits for it: components must be able to overlap.
-        return CudaStream(self._driver.Stream(flags=_NON_BLOCKING))
+    def create_stream(self, *, urgent: bool = False, spared: int = 0) -> CudaStream:
+        if spared:
+            return CudaStream(create_stream_beside(spared))
+        return CudaStream(create_stream(urgent))
 
     def create_event(self) -> CudaEvent:
         try:
             event = self._spare_events.pop()
         except IndexError:
-            event = self._driver.Event()
+            event = ctypes.c_void_p()
+            call("cuEventCreate", ctypes.byref(event), 0)
         return CudaEvent(event, self._spare_events)
 
     def upload(self, address: int, array: HostArray, stream: CudaStream) -> None:
-        self._driver.memcpy_htod_async(address, array, stream.raw)
+        source, target = ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(address)
+        size, handle = ctypes.c_size_t(array.nbytes), ctypes.c_void_p(stream.handle)
+        call("cuMemcpyHtoDAsync_v2", target, source, size, handle)
 
     def download(self, array: HostArray, address: int, stream: CudaStream) -> None:
-        self._driver.memcpy_dtoh_async(array, address, stream.raw)
+        source, target = ctypes.c_uint64(address), ctypes.c_void_p(array.ctypes.data)
+        size, handle = ctypes.c_size_t(array.nbytes), ctypes.c_void_p(stream.handle)
+        call("cuMemcpyDtoHAsync_v2", target, source, size, handle)
 
     def capture(self, stream: CudaStream, work: Callable[[], None]) -> CudaGraph:
         return CudaGraph(stream.handle, work)
-
-
-_NON_BLOCKING = 1
-"""CU_STREAM_NON_BLOCKING."""

@@ -69,6 +69,11 @@ class Device(Protocol):
         """Such as `9.0`."""
         ...
 
+    @property
+    def multiprocessors(self) -> int:
+        """How many there are; 0 where they are not to be parted."""
+        ...
+
     def active(self) -> AbstractContextManager[None]:
         """Make the context current in this thread; everything below happens within."""
         ...
@@ -87,7 +92,17 @@ class Device(Protocol):
         """Page-locked host memory, zeroed."""
         ...
 
-    def create_stream(self) -> Stream: ...
+    def create_stream(self, *, urgent: bool = False, spared: int = 0) -> Stream:
+        """A stream.
+
+        Args:
+            urgent: its work goes first where both could run.
+            spared: so many multiprocessors are left to other streams.
+
+        Raises:
+            EngineError: where the device cannot be partitioned so.
+        """
+        ...
 
     def create_event(self) -> Event: ...
 

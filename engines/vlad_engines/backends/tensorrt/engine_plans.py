@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from vlad_configs.errors import ConfigError
@@ -56,11 +56,19 @@ class BuiltPlans:
 
     Args:
         source: its graphs compute as `Engineering.arithmetic` says.
+        settings: for all components, or for each its own.
     """
 
-    def __init__(self, cache: EngineCache, source: GraphSource, settings: BuildSettings) -> None:
+    def __init__(
+        self,
+        cache: EngineCache,
+        source: GraphSource,
+        settings: BuildSettings | Mapping[Component, BuildSettings],
+    ) -> None:
         self._cache = cache
         self._source = source
+        if isinstance(settings, BuildSettings):
+            settings = dict.fromkeys(COMPONENTS, settings)
         self._settings = settings
 
     def provide(
@@ -70,9 +78,9 @@ class BuiltPlans:
         self._check(wanted)
         progress("looking for engines", 0.0)
         platform = platform_of(tensorrt, device)
-        builder = PlanBuilder(tensorrt, self._settings, self._timing_cache(platform))
+        timing = self._timing_cache(platform)
         return {
-            component: self._obtain(component, wanted, tensorrt, platform, builder, progress)
+            component: self._obtain(component, wanted, tensorrt, platform, timing, progress)
             for component in COMPONENTS
         }
 
@@ -91,10 +99,11 @@ class BuiltPlans:
         wanted: Engineering,
         tensorrt: TensorRt,
         platform: Platform,
-        builder: PlanBuilder,
+        timing: TimingCache,
         progress: ReportProgress,
     ) -> Plan:
         source, arithmetic = self._source, wanted.arithmetic.of(component)
+        builder = PlanBuilder(tensorrt, self._settings[component], timing)
         profiles = shape_profiles(component, source.model, source.form, wanted.keys)
         identity = EngineIdentity(
             component=component,
@@ -105,7 +114,7 @@ class BuiltPlans:
             graph_digest=source.graph_digest(component),
             profiles=profiles,
             platform=platform,
-            settings=self._settings,
+            settings=self._settings[component],
             flags=tensorrt.flags(arithmetic),
         )
 
@@ -121,17 +130,32 @@ class BuiltPlans:
         return TimingCache(self._cache.folder / f"timing-{name}.cache")
 
 
+class GivenPlans:
+    """Plans that are at hand, for what they were built for."""
+
+    def __init__(self, plans: Plans) -> None:
+        self._plans = dict(plans)
+
+    def provide(
+        self, wanted: Engineering, tensorrt: TensorRt, device: Device, progress: ReportProgress
+    ) -> Plans:
+        """See `PlanProvider`."""
+        return dict(self._plans)
+
+
 class PrebuiltPlans:
     """Plans that `build_engines` made elsewhere. Needs neither torch nor a checkpoint's weights.
 
     Args:
         weights_digest: of the weights that the engines must have been built from; None where they are
             not at hand, and whatever the folder holds is served.
+        instead: why nothing is built, where that needs saying; ends the message if no engine fits.
     """
 
-    def __init__(self, folder: EngineFolder, weights_digest: str | None) -> None:
+    def __init__(self, folder: EngineFolder, weights_digest: str | None, instead: str = "") -> None:
         self._folder = folder
         self._weights_digest = weights_digest
+        self._instead = instead
 
     def provide(
         self, wanted: Engineering, tensorrt: TensorRt, device: Device, progress: ReportProgress
@@ -139,12 +163,15 @@ class PrebuiltPlans:
         """See `PlanProvider`."""
         progress("looking for engines", 0.0)
         platform = platform_of(tensorrt, device)
-        plans: Plans = {
-            component: self._folder.find(
-                component, lambda found: misfits(found, wanted, platform, self._weights_digest)
-            )
-            for component in COMPONENTS
-        }
+        try:
+            plans: Plans = {
+                component: self._folder.find(
+                    component, lambda found: misfits(found, wanted, platform, self._weights_digest)
+                )
+                for component in COMPONENTS
+            }
+        except ConfigError as error:
+            raise ConfigError(f"{error}{self._instead}") from error
         check_companions([plan.manifest.identity for plan in plans.values()])
         return plans
 

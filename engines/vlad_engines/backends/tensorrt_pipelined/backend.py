@@ -10,23 +10,25 @@ from vlad_configs.errors import EngineError
 from vlad_configs.models import ModelConfig
 from vlad_engines.backends.base import BackendOptions, InferenceResult
 from vlad_engines.backends.capabilities import Trace
-from vlad_engines.backends.tensorrt.api import ReportProgress, TensorRt, load_tensorrt
-from vlad_engines.backends.tensorrt.arithmetic import ComponentArithmetic, parse_arithmetic
+from vlad_engines.backends.tensorrt.api import ReportProgress, TensorRt
+from vlad_engines.backends.tensorrt.arithmetic import ComponentArithmetic
 from vlad_engines.backends.tensorrt.backend import (
+    Running,
     TensorRtBackend,
-    _empty_request,
-    _plan_provider,
-    _Running,
-    _say_nothing,
-    check_options,
+    create_as,
+    empty_request,
+    say_nothing,
 )
-from vlad_engines.backends.tensorrt.cuda_device import open_device
+from vlad_engines.backends.tensorrt.cache import Plan
 from vlad_engines.backends.tensorrt.device import Device, Event, Stream
-from vlad_engines.backends.tensorrt.engine_plans import PlanProvider
+from vlad_engines.backends.tensorrt.engine_plans import PlanProvider, engine_cache
 from vlad_engines.backends.tensorrt.loaded_engine import LoadedEngine
 from vlad_engines.backends.tensorrt.slot import Array, choose_key
-from vlad_engines.backends.tensorrt_pipelined.lane import Batch, DeviceOrder, SharedContexts, TensorRtLane
-from vlad_engines.export.spec import Component, ShapeKey
+from vlad_engines.backends.tensorrt_pipelined.device_order import DeviceOrder
+from vlad_engines.backends.tensorrt_pipelined.lane import Batch, SharedContexts, TensorRtLane
+from vlad_engines.backends.tensorrt_pipelined.sharing import Choice, choose_spared
+from vlad_engines.checkpoint.demo import cache_directory
+from vlad_engines.export.spec import COMPONENTS, Component, ShapeKey
 from vlad_engines.overlap.futures import mapped
 from vlad_engines.overlap.meter import OverlapReport
 from vlad_engines.overlap.pipeline import DEFAULT_LANES, Finished, OverlappedPipeline
@@ -42,6 +44,8 @@ Pipeline = OverlappedPipeline[Stream, Event, Batch, Array]
 class PipelinedTensorRtBackend(TensorRtBackend):
     """See `capabilities.Overlapped`. Each lane has a slot and graphs; the engines are everybody's."""
 
+    name = "tensorrt_pipelined"
+
     def __init__(
         self,
         config: ModelConfig,
@@ -54,6 +58,7 @@ class PipelinedTensorRtBackend(TensorRtBackend):
         super().__init__(config, options, arithmetic, tensorrt, device, plans, use_graphs=True)
         self._engines: dict[Component, SharedContexts] = {}
         self._lanes: list[TensorRtLane] = []
+        self._order: DeviceOrder | None = None
         self._pipeline: Pipeline | None = None
         self._prepared: set[ShapeKey] = set()
 
@@ -62,14 +67,24 @@ class PipelinedTensorRtBackend(TensorRtBackend):
         """See `capabilities.Overlapped.overlap`."""
         return OverlapReport() if self._pipeline is None else self._pipeline.overlap
 
+    @property
+    def calls(self) -> Mapping[str, int]:
+        """See `capabilities.Counted`."""
+        parts: list[Mapping[Any, int]] = [super().calls, *(lane.calls for lane in self._lanes)]
+        return {component: sum(part[component] for part in parts) for component in COMPONENTS}
+
+    @property
+    def spared(self) -> int:
+        """Multiprocessors that vision and prefix leave to another request's denoising; see `sharing`."""
+        return 0 if self._order is None else self._order.spared
+
     def warm_up(self, progress: Callable[[str, float], None]) -> None:
-        """Load the engines, building those that are missing, and run every shape once in every lane."""
+        """Load the engines, building those that are missing; share the GPU out; run every shape once."""
         with self._device.active():
             self._ready(progress)
-            for index, key in enumerate(self._keys):
-                progress(f"warming up tensorrt_pipelined: {key}", index / len(self._keys))
-                self._prepare(key)
-            progress("warming up tensorrt_pipelined", 1.0)
+            progress("sharing the GPU out", 0.0)
+            self._share_out()
+        super().warm_up(progress)
 
     def start(self, inputs: ModelInputs, noise: Array) -> Future[InferenceResult]:
         """See `capabilities.Overlapped.start`."""
@@ -102,16 +117,16 @@ class PipelinedTensorRtBackend(TensorRtBackend):
     def _start(self, inputs: Sequence[ModelInputs], noise: Sequence[Array]) -> Future[Finished[Array]]:
         key = choose_key(self._config, self._keys, inputs, noise)
         with self._device.active():
-            self._ready(_say_nothing)
+            self._ready(say_nothing)
             self._prepare(key)
             if self._pipeline is None:
                 raise EngineError("the backend is closed")
             return self._pipeline.start(Batch(key, inputs, noise))
 
-    def _ready(self, progress: ReportProgress) -> _Running:
+    def _ready(self, progress: ReportProgress) -> Running:
         running = super()._ready(progress)
         if self._pipeline is None:
-            order = DeviceOrder(self._device)
+            self._order = order = DeviceOrder(self._device)
             form = self._engines["denoise"].manifest.identity.form
             self._lanes = [
                 TensorRtLane(self._device, self._config, form, self._keys, self._engines, order)
@@ -120,7 +135,7 @@ class PipelinedTensorRtBackend(TensorRtBackend):
             self._pipeline = OverlappedPipeline(self._lanes, order)
         return running
 
-    def _load(self, component: Component, plan: Any) -> LoadedEngine:
+    def _load(self, component: Component, plan: Plan) -> LoadedEngine:
         engine = self._engines[component] = SharedContexts(super()._load(component, plan))
         return cast(LoadedEngine, engine)
 
@@ -129,10 +144,27 @@ class PipelinedTensorRtBackend(TensorRtBackend):
             return
         # Binding another slot's addresses, and recording, need the contexts at rest.
         self._pipeline.drain()
-        sample, noise = _empty_request(self._config, key), self._no_noise()
+        batch = self._empty_batch(key)
         for lane in self._lanes:
-            lane.prepare(Batch(key, [sample] * key.batch, [noise] * key.batch))
+            lane.prepare(batch)
         self._prepared.add(key)
+
+    def _share_out(self) -> None:
+        assert self._pipeline is not None
+        assert self._order is not None
+        if self._prepared:
+            return
+        self._pipeline.drain()
+        choice = Choice(
+            engine_cache(cache_directory()).folder,
+            self._device,
+            [self._engines[component].manifest for component in COMPONENTS],
+        )
+        choose_spared(self._device, self._order, self._lanes, self._empty_batch(self._keys[0]), choice)
+
+    def _empty_batch(self, key: ShapeKey) -> Batch:
+        sample, noise = empty_request(self._config, key), self._no_noise()
+        return Batch(key, [sample] * key.batch, [noise] * key.batch)
 
 
 def create(
@@ -143,10 +175,4 @@ def create(
     Args:
         weights: as for the `tensorrt` backend.
     """
-    arithmetic = parse_arithmetic(options.precision)
-    check_options(options)
-    tensorrt = load_tensorrt()
-    tensorrt.check_arithmetic(arithmetic)
-    device = open_device(options.device)
-    plans = _plan_provider(config, weights, options, arithmetic)
-    return PipelinedTensorRtBackend(config, options, arithmetic, tensorrt, device, plans)
+    return create_as(PipelinedTensorRtBackend, config, weights, options)

@@ -9,9 +9,10 @@ from typing import cast
 from vlad_configs.errors import EngineError
 from vlad_configs.models import ModelConfig
 from vlad_engines.backends.tensorrt.components import make_components
-from vlad_engines.backends.tensorrt.device import Device, Event, Stream
+from vlad_engines.backends.tensorrt.device import Device, Stream
 from vlad_engines.backends.tensorrt.loaded_engine import BoundContext, LoadedEngine
 from vlad_engines.backends.tensorrt.slot import Array, Slot
+from vlad_engines.backends.tensorrt_pipelined.device_order import DeviceOrder
 from vlad_engines.export.spec import Component, GraphForm, ShapeKey
 from vlad_engines.processing.model_inputs import ModelInputs
 
@@ -53,36 +54,6 @@ class SharedContexts:
         return self._contexts[key]
 
 
-class DeviceOrder:
-    """See `overlap.streams.DeviceStreams`, over a TensorRT `Device`."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self.front, self.back = device.create_stream(), device.create_stream()
-
-    def event(self) -> Event:
-        """See `overlap.streams.DeviceStreams.event`."""
-        return self._device.create_event()
-
-    def record(self, event: Event, stream: Stream) -> None:
-        """See `overlap.streams.DeviceStreams.record`."""
-        event.record(stream)
-
-    def wait(self, stream: Stream, event: Event) -> None:
-        """See `overlap.streams.DeviceStreams.wait`."""
-        stream.wait_for(event)
-
-    def synchronize(self, event: Event) -> None:
-        """See `overlap.streams.DeviceStreams.synchronize`."""
-        with self._device.active():
-            event.synchronize()
-
-    def seconds(self, begin: Event, end: Event) -> float:
-        """See `overlap.streams.DeviceStreams.seconds`."""
-        with self._device.active():
-            return end.seconds_since(begin)
-
-
 class TensorRtLane:
     """See `overlap.schedule.Lane`."""
 
@@ -103,15 +74,32 @@ class TensorRtLane:
         self._request_id: int | None = None
         self._batch: Batch | None = None
 
+    @property
+    def calls(self) -> dict[Component, int]:
+        """How often each component ran."""
+        return {name: component.calls for name, component in self._components.items()}
+
+    @calls.setter
+    def calls(self, calls: Mapping[Component, int]) -> None:
+        for name, component in self._components.items():
+            component.calls = calls[name]
+
     def prepare(self, batch: Batch) -> None:
-        """Run a batch once, so that graphs exist for its shape. Nothing may be in flight meanwhile."""
-        order = self._order
-        self.load(_PREPARATION, batch)
-        self.vision(_PREPARATION, order.front)
-        self.prefix(_PREPARATION, order.front)
-        self._finish(order.front)
+        """Run a batch once in every stream, so that graphs exist for its shape. Nothing may be in flight."""
+        order, counted = self._order, self.calls
+        for front in {stream.handle: stream for stream in (order.front, order.beside)}.values():
+            self.load(_PREPARATION, batch)
+            self.vision(_PREPARATION, front)
+            self.prefix(_PREPARATION, front)
+            self._finish(front)
         self.denoise(_PREPARATION, order.back)
         self._finish(order.back)
+        self.calls = counted
+
+    def forget(self, stream: Stream) -> None:
+        """Give up the graphs of a stream that is not used any more."""
+        for component in self._components.values():
+            component.forget(stream)
 
     def load(self, request_id: int, request: Batch) -> None:
         """See `overlap.schedule.Lane.load`."""

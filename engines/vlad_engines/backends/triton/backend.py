@@ -55,6 +55,7 @@ class TritonBackend:
         self._config = config
         self._options = options
         self._device = torch.device(options.device)
+        self._image_dtype: torch.dtype = getattr(torch, options.image_dtype)
         self._buckets = prompt_buckets(config.max_token_len)
         with torch.cuda.device(self._device):
             in_one_launch = [whole_device and denoise_loop.supports(config, key) for key in self._keys()]
@@ -146,7 +147,12 @@ class TritonBackend:
         if key not in self._engines:
             with torch.cuda.device(self._device):
                 self._engines[key] = CapturedEngine(
-                    self._config, self._weights, key, self._workspace, self._prefix
+                    self._config,
+                    self._weights,
+                    key,
+                    self._workspace,
+                    self._prefix,
+                    image_dtype=self._image_dtype,
                 )
         return self._engines[key]
 
@@ -161,10 +167,10 @@ class TritonBackend:
             )
         size = config.siglip.image_size
         for sample, sample_noise in zip(inputs, noise, strict=True):
-            if sample.images.dtype != np.uint8 or sample.images.shape[1:] != (size, size, 3):
+            if sample.images.dtype != options.image_dtype or sample.images.shape[1:] != (size, size, 3):
                 raise EngineError(
-                    f"images must be uint8 [C, {size}, {size}, 3], not {sample.images.dtype} "
-                    f"{sample.images.shape}"
+                    f"images must be {options.image_dtype} [C, {size}, {size}, 3], "
+                    f"not {sample.images.dtype} {sample.images.shape}"
                 )
             if sample_noise.shape != (config.action_horizon, config.action_dim):
                 raise EngineError(f"noise must be [{config.action_horizon}, {config.action_dim}]")

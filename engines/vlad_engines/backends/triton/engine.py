@@ -40,6 +40,8 @@ class CapturedEngine:
 
     Args:
         prefix: layers in float8 that stand in for those of `weights`.
+        image_dtype: of the requests' images, uint8 or float32.
+        alone: no other graph ever runs at the same time.
     """
 
     def __init__(
@@ -49,11 +51,14 @@ class CapturedEngine:
         key: SlotKey,
         workspace: Workspace,
         prefix: Fp8Prefix | None = None,
+        *,
+        image_dtype: torch.dtype = torch.uint8,
+        alone: bool = True,
     ) -> None:
         self.key = key
         self._image_tokens = key.cameras * config.siglip.num_tokens
         steps = len(weights.schedule.times)
-        slot = Slot(config, key, weights.token_embedding.dtype, workspace, steps)
+        slot = Slot(config, key, weights.token_embedding.dtype, workspace, steps, image_dtype=image_dtype)
         self.slot = slot
         self._host_inputs = [
             (torch.zeros_like(buffer, device="cpu").pin_memory(), buffer)
@@ -72,7 +77,7 @@ class CapturedEngine:
         if weights.expert_loop is not None and denoise_loop.supports(config, key):
             self.denoise = DenoiseLoop(config, weights, slot, workspace)
         else:
-            self.denoise = DenoiseStage(config, weights, slot, workspace)
+            self.denoise = DenoiseStage(config, weights, slot, workspace, alone=alone)
         self._graphs = self._capture()
         self._marks = [
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

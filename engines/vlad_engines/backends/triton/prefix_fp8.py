@@ -86,8 +86,16 @@ def calibrate(
     for sample in inputs:
         count = int(sample.token_mask.sum())
         key = SlotKey(1, len(sample.cameras), count)
-        slot = Slot(config, key, weights.token_embedding.dtype, workspace, len(weights.schedule.times))
-        slot.images.copy_(torch.from_numpy(sample.images))
+        images = torch.from_numpy(sample.images)
+        slot = Slot(
+            config,
+            key,
+            weights.token_embedding.dtype,
+            workspace,
+            len(weights.schedule.times),
+            image_dtype=images.dtype,
+        )
+        slot.images.copy_(images)
         slot.tokens.copy_(torch.from_numpy(sample.tokens[:count]))
         slot.lengths.fill_(slot.prefix)
         VisionStage(config, weights, slot, workspace)()

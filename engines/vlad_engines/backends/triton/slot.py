@@ -34,7 +34,7 @@ class Slot:
     """Buffers at fixed addresses; B = batch, C = cameras, P = prefix rows, S = suffix rows.
 
     Attributes:
-        images: `[B * C, size, size, 3]` uint8.
+        images: `[B * C, size, size, 3]`, uint8 in 0..255 or float32 in -1..1.
         tokens: `[B, bucket]` int64.
         lengths: `[B]` int32, real prefix tokens.
         state: `[B, A]` float32.
@@ -45,7 +45,14 @@ class Slot:
     """
 
     def __init__(
-        self, config: ModelConfig, key: SlotKey, dtype: torch.dtype, workspace: Workspace, num_steps: int
+        self,
+        config: ModelConfig,
+        key: SlotKey,
+        dtype: torch.dtype,
+        workspace: Workspace,
+        num_steps: int,
+        *,
+        image_dtype: torch.dtype = torch.uint8,
     ) -> None:
         vlm, siglip, size = config.vlm, config.siglip, config.siglip.image_size
         batch, bucket = key.batch, key.prompt_bucket
@@ -56,7 +63,7 @@ class Slot:
         actions = (batch, config.action_horizon, config.action_dim)
         cache = (vlm.depth, batch, self.prefix + self.suffix, vlm.head_dim)
         get = workspace.get
-        self.images = get("slot.images", batch * key.cameras, size, size, 3, dtype=torch.uint8)
+        self.images = get("slot.images", batch * key.cameras, size, size, 3, dtype=image_dtype)
         self.tokens = get("slot.tokens", batch, bucket, dtype=torch.int64)
         self.lengths = get("slot.lengths", batch, dtype=torch.int32)
         self.state = get("slot.state", batch, config.action_dim, dtype=torch.float32)

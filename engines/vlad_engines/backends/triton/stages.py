@@ -1,7 +1,7 @@
 """The three components as sequences of kernel launches over fixed buffers.
 
-A stage allocates nothing while it runs, so that it can be captured into a CUDA graph, and reads the
-real prompt length from the device, so that one graph serves every prompt of its bucket.
+A stage keeps what it hands on in buffers at fixed addresses, so that it can be captured into a CUDA graph,
+and reads the real prompt length from the device, so that one graph serves every prompt of its bucket.
 """
 
 from __future__ import annotations
@@ -64,14 +64,12 @@ class VisionStage:
                 self._residual, branch, layer.norm1.weight, layer.norm1.bias, self._normed
             )
             _linear(self._normed, layer.qkv, self._qkv)
-            self._attend()
-            torch.mm(self._normed, layer.out.weight.T, out=self._branch)
+            torch.mm(self._attend(), layer.out.weight.T, out=self._branch)
             branch = (self._branch, layer.out.bias)
             norms.residual_layer_norm(
                 self._residual, branch, layer.norm2.weight, layer.norm2.bias, self._normed
             )
-            torch.mm(self._normed, layer.fc1.weight.T, out=self._hidden)
-            activations.bias_gelu(self._hidden, layer.fc1.bias)
+            _linear_gelu(self._normed, layer.fc1, self._hidden)
             torch.mm(self._hidden, layer.fc2.weight.T, out=self._branch)
             branch = (self._branch, layer.fc2.bias)
         final = weights.final_norm
@@ -79,14 +77,14 @@ class VisionStage:
         _linear(self._normed, weights.projector, self._tokens)
         slot.image_tokens.copy_(self._tokens.view_as(slot.image_tokens))
 
-    def _attend(self) -> None:
-        """Attention of each image's tokens among themselves, into `_normed`."""
-        tokens, heads = self._config.num_tokens, self._config.num_heads
-        queries, keys, values = self._qkv.view(-1, tokens, 3, heads, self._config.width // heads).unbind(2)
+    def _attend(self) -> Tensor:
+        """Attention of each image's tokens among themselves, `[rows, width]`."""
+        tokens, heads, width = self._config.num_tokens, self._config.num_heads, self._config.width
+        queries, keys, values = self._qkv.view(-1, tokens, 3, heads, width // heads).unbind(2)
         mixed = F.scaled_dot_product_attention(
             queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
         )
-        self._normed.view(-1, tokens, heads, self._config.width // heads).copy_(mixed.transpose(1, 2))
+        return mixed.transpose(1, 2).reshape(-1, width)
 
 
 class PrefixStage:
@@ -167,9 +165,21 @@ def _observe_nothing(layer: int, product: str, inputs: Tensor) -> None:
 
 
 class DenoiseStage:
-    """Noise of a slot to actions: every Euler step of the action expert over the slot's cache."""
+    """Noise of a slot to actions: every Euler step of the action expert over the slot's cache.
 
-    def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot, workspace: Workspace) -> None:
+    Args:
+        alone: nothing else runs on the GPU meanwhile; see `kernels.splits`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: FusedWeights,
+        slot: Slot,
+        workspace: Workspace,
+        *,
+        alone: bool = True,
+    ) -> None:
         self._config, self._weights, self._slot = config, weights, slot
         expert, dtype = config.expert, weights.token_embedding.dtype
         self._has_state = weights.action_in.state is not None
@@ -189,12 +199,15 @@ class DenoiseStage:
             heads=expert.num_heads,
             head_dim=expert.head_dim,
             has_state=self._has_state,
+            alone=alone,
             workspace=workspace,
         )
         self._project_attention = skinny.GatedProjection(
-            rows, expert.width, expert.num_heads * expert.head_dim, workspace
+            rows, expert.width, expert.num_heads * expert.head_dim, workspace, alone=alone
         )
-        self._project_hidden = skinny.GatedProjection(rows, expert.width, expert.mlp_dim, workspace)
+        self._project_hidden = skinny.GatedProjection(
+            rows, expert.width, expert.mlp_dim, workspace, alone=alone
+        )
         # pi0 mixes action and time before they become tokens; pi0.5's actions are tokens at once.
         self._tokens = buffer("tokens", actions, expert.width, dtype=torch.float32)
         self._mixing = self._tokens
@@ -282,3 +295,11 @@ class DenoiseStage:
 
 def _linear(x: Tensor, linear: Linear, out: Tensor) -> None:
     torch.addmm(linear.bias, x, linear.weight.T, out=out)
+
+
+def _linear_gelu(x: Tensor, linear: Linear, out: Tensor) -> None:
+    if x.is_cuda:
+        # The library's epilogue computes GELU's tanh form; on a CPU this function computes the exact one.
+        torch._addmm_activation(linear.bias, x, linear.weight.T, use_gelu=True, out=out)
+    else:
+        out.copy_(F.gelu(F.linear(x, linear.weight, linear.bias), approximate="tanh"))

@@ -33,7 +33,10 @@ class PipelinedTritonBackend(TritonBackend):
         # Other requests' vision and prefix run beside a denoising here.
         super().__init__(config, weights, options, whole_device=False)
         streams = CudaStreams(self._device)
-        self._lanes = [TritonLane(config, self._weights, self._device, streams) for _ in range(DEFAULT_LANES)]
+        self._lanes = [
+            TritonLane(config, self._weights, self._device, streams, self._image_dtype)
+            for _ in range(DEFAULT_LANES)
+        ]
         self._pipeline: Pipeline = OverlappedPipeline(self._lanes, streams)
         self._captured: set[SlotKey] = set()
 

@@ -45,9 +45,10 @@ class LaneEngine(CapturedEngine):
         key: SlotKey,
         workspace: Workspace,
         streams: CudaStreams,
+        image_dtype: torch.dtype,
     ) -> None:
         self._streams = streams
-        super().__init__(config, weights, key, workspace)
+        super().__init__(config, weights, key, workspace, image_dtype=image_dtype, alone=False)
 
     def fill(self, batch: Batch) -> None:
         """Write a batch into the pinned host buffers."""
@@ -88,8 +89,14 @@ class TritonLane:
     """See `overlap.schedule.Lane`. Its engines share one workspace, because one of them runs at a time."""
 
     def __init__(
-        self, config: ModelConfig, weights: FusedWeights, device: torch.device, streams: CudaStreams
+        self,
+        config: ModelConfig,
+        weights: FusedWeights,
+        device: torch.device,
+        streams: CudaStreams,
+        image_dtype: torch.dtype,
     ) -> None:
+        self._image_dtype = image_dtype
         self._config, self._weights, self._streams = config, weights, streams
         self._workspace = Workspace(device)
         self._engines: dict[SlotKey, LaneEngine] = {}
@@ -99,7 +106,9 @@ class TritonLane:
     def engine(self, key: SlotKey) -> LaneEngine:
         """The graphs for a shape, captured where there are none yet. Nothing may be in flight meanwhile."""
         if key not in self._engines:
-            self._engines[key] = LaneEngine(self._config, self._weights, key, self._workspace, self._streams)
+            self._engines[key] = LaneEngine(
+                self._config, self._weights, key, self._workspace, self._streams, self._image_dtype
+            )
         return self._engines[key]
 
     def load(self, request_id: int, request: Batch) -> None:

@@ -277,7 +277,7 @@ def test_an_engine_that_is_not_what_its_manifest_says_is_not_used(
             manifest = plans["denoise"].manifest
             identity = dataclasses.replace(manifest.identity, **changes)
             wrong = dataclasses.replace(manifest, identity=identity)
-            return {**plans, "denoise": Plan(wrong, plans["denoise"].content)}
+            return {**plans, "denoise": dataclasses.replace(plans["denoise"], manifest=wrong)}
 
     graphs = BundleGraphs(exported(tiny_config("pi05"), GraphForm(STEPS)))
     bench = make_bench(plans=Mislabelled(EngineCache(ENGINES), graphs, BuildSettings()))

@@ -110,30 +110,32 @@ def describe_another(path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "damage"),
+    ("suffix", "damage", "lookup"),
     [
-        (".plan", flip_a_byte),
-        (".plan", lambda path: path.write_bytes(CONTENT[:-1])),
-        (".plan", lambda path: path.write_bytes(b"")),
-        (".plan", pathlib.Path.unlink),
-        (".json", pathlib.Path.unlink),
-        (".json", lambda path: path.write_text("{")),
-        (".json", lambda path: path.write_text("[]")),
-        (".json", lambda path: path.write_text('{"format": 0}')),
-        (".json", lambda path: path.write_bytes(b"\xff\xfe")),
-        (".json", describe_another),
+        (".plan", flip_a_byte, "corrupt"),
+        (".plan", lambda path: path.write_bytes(CONTENT[:-1]), "corrupt"),
+        (".plan", lambda path: path.write_bytes(b""), "corrupt"),
+        (".plan", pathlib.Path.unlink, "corrupt"),
+        (".json", pathlib.Path.unlink, "miss"),
+        (".json", lambda path: path.write_text("{"), "corrupt"),
+        (".json", lambda path: path.write_text("[]"), "corrupt"),
+        (".json", lambda path: path.write_text('{"format": 0}'), "corrupt"),
+        (".json", lambda path: path.write_bytes(b"\xff\xfe"), "corrupt"),
+        (".json", describe_another, "stale"),
     ],
 )
 def test_what_is_damaged_or_foreign_is_built_again(
-    tmp_path: pathlib.Path, suffix: str, damage: Callable[[pathlib.Path], Any]
+    tmp_path: pathlib.Path, suffix: str, damage: Callable[[pathlib.Path], Any], lookup: str
 ) -> None:
     cache, identity = EngineCache(tmp_path), make_identity()
     cache.obtain(identity, Builder())
     damage(only_file(tmp_path, suffix))
     builder = Builder()
-    assert bytes(cache.obtain(identity, builder).content) == CONTENT
+    rebuilt = cache.obtain(identity, builder)
+    assert (bytes(rebuilt.content), rebuilt.lookup) == (CONTENT, lookup)
     assert builder.calls == 1
-    assert bytes(cache.obtain(identity, refuse_to_build).content) == CONTENT
+    found = cache.obtain(identity, refuse_to_build)
+    assert (bytes(found.content), found.lookup) == (CONTENT, "hit")
 
 
 def test_a_failed_build_leaves_nothing_and_may_be_tried_again(tmp_path: pathlib.Path) -> None:
@@ -189,7 +191,7 @@ def test_prebuilt_engines_are_only_read(tmp_path: pathlib.Path) -> None:
     EngineCache(tmp_path).obtain(identity, Builder())
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     plan = EngineFolder(tmp_path).find("prefix", identity.differences)
-    assert bytes(plan.content) == CONTENT
+    assert (bytes(plan.content), plan.lookup) == (CONTENT, "prebuilt")
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 

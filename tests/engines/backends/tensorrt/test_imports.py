@@ -18,8 +18,8 @@ import sys
 
 class Guard:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "onnx", "onnxruntime", "safetensors"}:
-            raise ImportError(f"{name} was imported where a robot has none")
+        if name.partition(".")[0] in {"torch", "triton", "onnx", "onnxruntime"}:
+            raise ModuleNotFoundError(f"{name} was imported where a robot has none", name=name)
 
 sys.meta_path.insert(0, Guard())
 """
@@ -30,14 +30,14 @@ RUNTIME = (
     "vlad_engines.backends.tensorrt.build_cli",
     "vlad_engines.export.bundle",
     "vlad_engines.processing.processor",
+    "vlad_engines.unified_policy",
 )
 
 
-def run_guarded(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
-    return subprocess.run(
-        [sys.executable, "-c", GUARD + code], env=environment, capture_output=True, text=True, check=False
-    )
+def run_guarded(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", GUARD + code, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_guard_guards() -> None:
@@ -58,11 +58,12 @@ from vlad_engines.backends.base import BackendOptions
 from vlad_engines.backends.registry import create_backend
 sys.modules["tensorrt"] = None
 try:
-    create_backend("tensorrt", ModelConfig("pi05"), {}, BackendOptions(10, "bf16", "cuda"))
+    options = BackendOptions(10, "bf16", "cuda", engine_dir=sys.argv[1])
+    create_backend("tensorrt", ModelConfig("pi05"), {}, options)
 except ConfigError as error:
     print(error)
 """
-    result = run_guarded(code, VLAD_ENGINE_DIR=str(tmp_path))
+    result = run_guarded(code, str(tmp_path))
     assert "TensorRT cannot be loaded" in result.stdout, result.stderr
 
 
@@ -89,8 +90,8 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
 
 class Guard:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "safetensors"}:
-            raise ImportError(f"{name} was imported where a robot has none")
+        if name.partition(".")[0] in {"torch", "triton"}:
+            raise ModuleNotFoundError(f"{name} was imported where a robot has none", name=name)
 
 sys.meta_path.insert(0, Guard())
 bundle = read_bundle(pathlib.Path(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import sys
 from typing import Any
@@ -40,15 +41,13 @@ def test_it_passes_the_check_that_stands_before_every_robot(tensorrt: Any, famil
     assert report.traced
 
 
-def test_a_robot_starts_with_prebuilt_engines_and_no_weights(
-    tensorrt: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
-) -> None:
+def test_a_robot_starts_with_prebuilt_engines_and_no_weights(tensorrt: Any, tmp_path: pathlib.Path) -> None:
     opened = fidelity.checkpoint("pi05")
     builder = create_backend("tensorrt", opened.contract.model, open_weights(opened, "cpu"), OPTIONS)
     builder.warm_up(lambda stage, fraction: None)
     assert len(tensorrt.builds) == 3
-    monkeypatch.setenv("VLAD_ENGINE_DIR", str(tmp_path / "tensorrt"))
-    robot = create_backend("tensorrt", opened.contract.model, {}, OPTIONS)
+    options = dataclasses.replace(OPTIONS, engine_dir=str(tmp_path / "tensorrt"))
+    robot = create_backend("tensorrt", opened.contract.model, {}, options)
     reference = fidelity.reference("pi05")
     report = check_backend(robot, reference, name="tensorrt", precision="fp32", batch_sizes=(1,))
     assert report.passed, report.table()

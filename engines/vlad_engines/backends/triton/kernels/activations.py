@@ -1,4 +1,4 @@
-"""Activations behind a matrix product: GeGLU of a merged gate/up product, GELU with a bias."""
+"""Activations behind a matrix product: GeGLU of a merged gate/up product."""
 
 from __future__ import annotations
 
@@ -74,20 +74,3 @@ def geglu(
         QUANTISE=factor is not None,
         num_warps=8,
     )
-
-
-@triton.jit
-def _bias_gelu(product_ptr, bias_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < WIDTH
-    x = tl.load(product_ptr + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
-    x += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(product_ptr + row * WIDTH + columns, gelu_tanh(x).to(product_ptr.dtype.element_ty), mask=inside)
-
-
-def bias_gelu(product: torch.Tensor, bias: torch.Tensor) -> None:
-    """`product = gelu(product + bias)` in place; `[M, width]` and `[width]`."""
-    rows, width = product.shape
-    block = min(triton.next_power_of_2(width), 8192)
-    _bias_gelu[(rows, triton.cdiv(width, block))](product, bias, WIDTH=width, BLOCK=block, num_warps=8)

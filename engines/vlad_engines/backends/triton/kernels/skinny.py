@@ -19,6 +19,7 @@ from torch import Tensor
 from vlad_engines.backends.triton.kernels.activations import gelu_tanh
 from vlad_engines.backends.triton.kernels.dependency import LAUNCH, prefetch_rows, wait_for_predecessor
 from vlad_engines.backends.triton.kernels.norms import EPSILON
+from vlad_engines.backends.triton.kernels.splits import arrive, combines, leave, run_together
 from vlad_engines.backends.triton.kernels.tiling import (
     padded_rows,
     power_of_two_divisor,
@@ -26,7 +27,7 @@ from vlad_engines.backends.triton.kernels.tiling import (
 )
 from vlad_engines.backends.triton.workspace import Workspace
 
-MAX_TILE_ROWS = 128
+TILE_ROWS, MAX_TILE_ROWS = 16, 128
 TILE_COLUMNS = 64
 """Weight rows of a tile: the height of a Hopper matrix instruction."""
 TILE_DEPTH = 128
@@ -376,6 +377,7 @@ def _gated_projection(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
+    TOGETHER: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     column_block = tl.program_id(0)
@@ -390,36 +392,46 @@ def _gated_projection(
     wait_for_predecessor(OVERLAP)
     row = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = row < rows
-    at = row[None, :] * WIDTH + column[:, None]
-    x = tl.load(x_ptr + at, mask=inside[None, :], other=0.0).to(tl.float32)
+    # Each of the splits finishes a share of the rows, or one finishes them all.
+    share: tl.constexpr = BLOCK_ROWS // SPLITS if TOGETHER else BLOCK_ROWS
+    local_row = (split if TOGETHER else 0) * share + tl.arange(0, share)
+    own_row = row_block * BLOCK_ROWS + local_row
+    own_inside = (own_row < rows)[:, None]
+    at = own_row[:, None] * WIDTH + column[None, :]
+    x = tl.load(x_ptr + at, mask=own_inside, other=0.0).to(tl.float32)
     product = tl.zeros((BLOCK_COLUMNS, BLOCK_ROWS), tl.float32)
     for start in range(0, depth, BLOCK_DEPTH):
         k = split * depth + start + tl.arange(0, BLOCK_DEPTH)
         weight = tl.load(weight_ptr + column[:, None] * DEPTH + k[None, :])
         inputs = tl.load(input_ptr + row[:, None] * DEPTH + k[None, :], mask=inside[:, None], other=0.0)
         product += tl.dot(weight, tl.trans(inputs))
-    finished = SPLITS - 1
+    counter = counter_ptr + row_block * tl.num_programs(0) + column_block
+    finishes = True
     if SPLITS > 1:
         tile = (row_block * tl.num_programs(0) + column_block) * SPLITS
-        local = tl.arange(0, BLOCK_COLUMNS)[:, None] * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[None, :]
         size: tl.constexpr = BLOCK_ROWS * BLOCK_COLUMNS
-        tl.store(partial_ptr + (tile + split) * size + local, product)
-        tl.debug_barrier()
-        counter = counter_ptr + row_block * tl.num_programs(0) + column_block
-        finished = tl.atomic_add(counter, 1, sem="acq_rel")
-        if finished == SPLITS - 1:
-            tl.store(counter, 0)
+        offset = tl.arange(0, BLOCK_COLUMNS)
+        local = tl.arange(0, BLOCK_ROWS)[None, :] * BLOCK_COLUMNS + offset[:, None]
+        tl.store(partial_ptr + (tile + split) * size + local, product, mask=inside[None, :])
+        finishes = combines(counter, arrive(counter), SPLITS, TOGETHER)
+    if finishes:
+        if SPLITS > 1:
             # Summed in the order of the splits, so that the result never depends on who came last.
-            product = tl.zeros((BLOCK_COLUMNS, BLOCK_ROWS), tl.float32)
+            total = tl.zeros((share, BLOCK_COLUMNS), tl.float32)
+            place = local_row[:, None] * BLOCK_COLUMNS + offset[None, :]
             for other in tl.static_range(SPLITS):
-                product += tl.load(partial_ptr + (tile + other) * size + local, cache_modifier=".cg")
-    if finished == SPLITS - 1:
-        x = (x + product * gate[:, None]).to(x_ptr.dtype.element_ty)
-        tl.store(x_ptr + at, x, mask=inside[None, :])
+                part = partial_ptr + (tile + other) * size + place
+                total += tl.load(part, mask=own_inside, other=0.0, cache_modifier=".cg")
+        else:
+            total = tl.trans(product)
+        x = (x + total * gate[None, :]).to(x_ptr.dtype.element_ty)
+        tl.store(x_ptr + at, x, mask=own_inside)
         x = x.to(tl.float32)
-        scaled = (x * scale[:, None]).to(x_ptr.dtype.element_ty)
-        tl.store(scaled_ptr + at, scaled, mask=inside[None, :])
-        tl.store(squares_ptr + column_block * rows + row, tl.sum(x * x, axis=0), mask=inside)
+        scaled = (x * scale[None, :]).to(x_ptr.dtype.element_ty)
+        tl.store(scaled_ptr + at, scaled, mask=own_inside)
+        tl.store(squares_ptr + column_block * rows + own_row, tl.sum(x * x, axis=1), mask=own_row < rows)
+        if SPLITS > 1:
+            leave(counter, SPLITS, TOGETHER)
 
 
 class GatedProjection:
@@ -429,18 +441,21 @@ class GatedProjection:
 
     Args:
         rows: M. width: of the residual. depth: of the inputs.
+        alone: nothing else runs on the GPU meanwhile, so that blocks may well wait for each other.
     """
 
-    def __init__(self, rows: int, width: int, depth: int, workspace: Workspace) -> None:
+    def __init__(self, rows: int, width: int, depth: int, workspace: Workspace, *, alone: bool) -> None:
         self._block_rows = min(padded_rows(rows), MAX_TILE_ROWS)
         self._splits = max(1, depth // SPLIT_DEPTH)
         self._block_columns = tile_columns(width)
         row_blocks, column_blocks = triton.cdiv(rows, self._block_rows), width // self._block_columns
         self._grid = (column_blocks, self._splits, row_blocks)
         tiles = row_blocks * column_blocks
+        # The few rows of one short chunk are combined sooner than the others could be waited for.
+        self._together = alone and self._block_rows > TILE_ROWS and run_together(tiles * self._splits)
         size = self._block_rows * self._block_columns
         self._partial = workspace.get("projection.partial", tiles * self._splits * size, dtype=torch.float32)
-        # All zero between launches: who counts last also resets.
+        # All zero between launches.
         self._counters = workspace.get("projection.counters", tiles, dtype=torch.int32)
 
     def __call__(
@@ -471,6 +486,7 @@ class GatedProjection:
             BLOCK_ROWS=self._block_rows,
             BLOCK_COLUMNS=self._block_columns,
             BLOCK_DEPTH=block_depth,
+            TOGETHER=self._together,
             num_warps=4,
             num_stages=stages_in_flight(
                 (self._block_columns + self._block_rows) * block_depth * weight.element_size()

@@ -1,6 +1,6 @@
 """Attention of the few suffix rows over prefix and suffix keys, split over the keys to fill the GPU.
 
-The block that finishes last for its rows combines the partial results; no second launch.
+The splits of a tile of rows combine their results within the launch, see `splits`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from vlad_engines.backends.triton.kernels.dependency import LAUNCH, prefetch_rows, wait_for_predecessor
+from vlad_engines.backends.triton.kernels.splits import arrive, combines, leave, run_together
 from vlad_engines.backends.triton.workspace import Workspace
 
 
@@ -33,6 +34,8 @@ def _suffix_attention(
     BLOCK_KEYS: tl.constexpr,
     SPLITS: tl.constexpr,
     SPLITS_BLOCK: tl.constexpr,
+    SHARES: tl.constexpr,
+    TOGETHER: tl.constexpr,
     SCALE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -74,27 +77,31 @@ def _suffix_attention(
     tl.store(partial_ptr + ((block + split) * BLOCK_ROWS + local)[:, None] * HEAD_DIM + entry[None, :], mixed)
     tl.store(statistics_ptr + ((block + split) * 2) * BLOCK_ROWS + local, highest)
     tl.store(statistics_ptr + ((block + split) * 2 + 1) * BLOCK_ROWS + local, tl.sum(weights, axis=1))
-    tl.debug_barrier()
     counter = counter_ptr + sample * tl.num_programs(0) + row_block
-    finished = tl.atomic_add(counter, 1, sem="acq_rel")
-    if finished == SPLITS - 1:
-        tl.store(counter, 0)
-        part = tl.arange(0, SPLITS_BLOCK)[:, None]
-        theirs = statistics_ptr + (block + part) * 2 * BLOCK_ROWS + local[None, :]
-        peaks = tl.load(theirs, mask=part < SPLITS, other=float("-inf"), cache_modifier=".cg")
-        totals = tl.load(theirs + BLOCK_ROWS, mask=part < SPLITS, other=0.0, cache_modifier=".cg")
-        top = tl.max(peaks, axis=0)
-        total = tl.sum(totals * tl.exp2(peaks - top[None, :]), axis=0)
-        combined = tl.zeros((BLOCK_ROWS, HEAD_DIM), tl.float32)
-        for other in tl.static_range(SPLITS):
-            peak = tl.load(statistics_ptr + (block + other) * 2 * BLOCK_ROWS + local, cache_modifier=".cg")
-            mine = tl.load(
-                partial_ptr + ((block + other) * BLOCK_ROWS + local)[:, None] * HEAD_DIM + entry[None, :],
-                cache_modifier=".cg",
-            )
-            combined += mine * tl.exp2(peak - top)[:, None]
-        combined = combined / total[:, None]
-        tl.store(out_ptr + at, combined.to(out_ptr.dtype.element_ty), mask=inside[:, None])
+    before = arrive(counter)
+    if combines(counter, before, SPLITS, TOGETHER):
+        # Each of SHARES splits takes a share of the columns, or the last one takes them all.
+        turn = split if TOGETHER else 0
+        if turn < SHARES:
+            part = tl.arange(0, SPLITS_BLOCK)[:, None]
+            theirs = statistics_ptr + (block + part) * 2 * BLOCK_ROWS + local[None, :]
+            peaks = tl.load(theirs, mask=part < SPLITS, other=float("-inf"), cache_modifier=".cg")
+            totals = tl.load(theirs + BLOCK_ROWS, mask=part < SPLITS, other=0.0, cache_modifier=".cg")
+            top = tl.max(peaks, axis=0)
+            total = tl.sum(totals * tl.exp2(peaks - top[None, :]), axis=0)
+            share: tl.constexpr = HEAD_DIM // SHARES
+            column = turn * share + tl.arange(0, share)
+            combined = tl.zeros((BLOCK_ROWS, share), tl.float32)
+            for other in tl.static_range(SPLITS):
+                origin = (block + other) * BLOCK_ROWS
+                peak = tl.load(statistics_ptr + 2 * origin + local, cache_modifier=".cg")
+                place = (origin + local)[:, None] * HEAD_DIM + column[None, :]
+                mine = tl.load(partial_ptr + place, cache_modifier=".cg")
+                combined += mine * tl.exp2(peak - top)[:, None]
+            combined = combined / total[:, None]
+            to = (sample * rows + row)[:, None] * HEAD_DIM + column[None, :]
+            tl.store(out_ptr + to, combined.to(out_ptr.dtype.element_ty), mask=inside[:, None])
+        leave(counter, SPLITS, TOGETHER)
 
 
 class SuffixAttention:
@@ -105,6 +112,7 @@ class SuffixAttention:
         prefix: rows of the cache that belong to the prefix, padding included.
         suffix: rows behind them.
         has_state: True where the first suffix row is pi0's state token.
+        alone: nothing else runs on the GPU meanwhile, so that blocks may well wait for each other.
     """
 
     NUM_WARPS = 8
@@ -118,6 +126,7 @@ class SuffixAttention:
         heads: int,
         head_dim: int,
         has_state: bool,
+        alone: bool,
         workspace: Workspace,
     ) -> None:
         self._prefix, self._suffix, self._has_state = prefix, suffix, has_state
@@ -131,7 +140,10 @@ class SuffixAttention:
         size = parts * self._block_rows
         self._partial = workspace.get("attention.partial", size * head_dim, dtype=torch.float32)
         self._statistics = workspace.get("attention.statistics", size * 2, dtype=torch.float32)
-        # All zero between launches: who counts last also resets.
+        self._together = alone and run_together(parts)
+        # Of the columns of a tile, one for each block that combines: a power of two.
+        self._shares = 1 << (self._splits.bit_length() - 1) if self._together else 1
+        # All zero between launches.
         self._counters = workspace.get("attention.counters", samples * self._blocks, dtype=torch.int32)
 
     def __call__(
@@ -169,6 +181,8 @@ class SuffixAttention:
             BLOCK_KEYS=self._block_keys,
             SPLITS=self._splits,
             SPLITS_BLOCK=triton.next_power_of_2(self._splits),
+            SHARES=self._shares,
+            TOGETHER=self._together,
             SCALE=head_dim**-0.5,
             num_warps=self.NUM_WARPS,
             num_stages=3,

@@ -1,0 +1,1 @@
+"""Episodes as LeRobotDataset v3, which training reads."""

@@ -1,0 +1,1 @@
+"""Closed-loop success of a served policy, with its uncertainty."""

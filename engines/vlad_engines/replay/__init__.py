@@ -1,0 +1,1 @@
+"""Recorded requests, computed again by any backend."""

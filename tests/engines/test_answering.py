@@ -1,0 +1,144 @@
+"""The worker's side: the next requests are prepared while the device computes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlad_configs.errors import ObservationError
+from vlad_engines import worker_protocol as protocol
+from vlad_engines.answering import answer
+
+TIMEOUT_S = 20.0
+
+
+class ScriptedDevice:
+    """A policy whose device computes until it is told to stop."""
+
+    batch_sizes = (1, 2)
+    overlaps = False
+    metadata: Mapping[str, Any] = {}
+
+    def __init__(self) -> None:
+        self.prepared: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.begun: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+        self.may_end = threading.Semaphore(0)
+
+    def start(self, observation: Mapping[str, Any]) -> Any:
+        raise AssertionError("this policy does not overlap")
+
+    def prepare(self, observation: Mapping[str, Any]) -> int:
+        number = int(observation["number"])
+        self.prepared.put(number)
+        if number < 0:
+            raise ObservationError("number", "0 or more", str(number))
+        return number
+
+    def infer(self, prepared: int) -> Mapping[str, Any]:
+        return self.infer_batch([prepared])[0]
+
+    def infer_batch(self, prepared: Sequence[int]) -> Sequence[Mapping[str, Any]]:
+        self.begun.put(list(prepared))
+        assert self.may_end.acquire(timeout=TIMEOUT_S)
+        return [{"actions": np.full((1, 1), float(number)), "policy_timing": {}} for number in prepared]
+
+
+class Worker:
+    """`answer` in a thread, and the server's ends of its two directions."""
+
+    def __init__(self) -> None:
+        self.device = ScriptedDevice()
+        self.slots = protocol.SharedSlots.create(8, 4096)
+        self._requests: queue.SimpleQueue[protocol.Message | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[protocol.Message] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=answer, args=(self.device, self.slots, self._requests.get, self._answers.put), daemon=True
+        )
+        self._thread.start()
+
+    def hand_over(self, *numbers: int, begin_by: float | None = None) -> None:
+        for more, number in zip(reversed(range(len(numbers))), numbers, strict=True):
+            slot = abs(number)
+            outline = self.slots.store_observation(slot, {"number": number})
+            self._requests.put(protocol.Infer(abs(number), slot, outline, more, begin_by))
+
+    def receive(self) -> protocol.Message:
+        return self._answers.get(timeout=TIMEOUT_S)
+
+    def close(self) -> None:
+        self._requests.put(None)
+        self._thread.join(TIMEOUT_S)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+def test_the_next_batch_is_prepared_while_the_device_computes(worker: Worker) -> None:
+    worker.hand_over(1, 2)
+    assert worker.device.begun.get(timeout=TIMEOUT_S) == [1, 2]
+    worker.hand_over(3, 4)
+    # The device has not been told to end: whatever is prepared now is prepared beside its computation.
+    assert [worker.device.prepared.get(timeout=TIMEOUT_S) for _ in range(4)] == [1, 2, 3, 4]
+    assert worker.device.begun.empty()
+    assert not worker.slots.has_begun(3)
+    worker.device.may_end.release(2)
+    assert worker.device.begun.get(timeout=TIMEOUT_S) == [3, 4]
+    chunks = [worker.receive() for _ in range(4)]
+    for number, chunk in enumerate(chunks, start=1):
+        assert isinstance(chunk, protocol.Chunk)
+        assert (chunk.request_id, chunk.batch) == (number, 2)
+        assert worker.slots.load_reply(chunk.arrays)["actions"] == number
+
+
+def test_the_time_of_a_computation_begins_when_the_one_before_ends(worker: Worker) -> None:
+    worker.hand_over(1)
+    worker.device.begun.get(timeout=TIMEOUT_S)
+    worker.hand_over(2)
+    for _ in range(2):
+        worker.device.prepared.get(timeout=TIMEOUT_S)
+    ended = time.perf_counter()
+    worker.device.may_end.release(2)
+    first, second = worker.receive(), worker.receive()
+    assert isinstance(first, protocol.Chunk)
+    assert isinstance(second, protocol.Chunk)
+    assert first.started + first.seconds >= ended
+    assert second.started >= first.started + first.seconds
+
+
+def test_what_is_taken_back_or_late_after_its_preparation_is_not_computed(worker: Worker) -> None:
+    worker.hand_over(1)
+    worker.device.begun.get(timeout=TIMEOUT_S)
+    worker.hand_over(2, 3)
+    worker.hand_over(4, begin_by=time.perf_counter())
+    for _ in range(4):
+        worker.device.prepared.get(timeout=TIMEOUT_S)
+    worker.slots.revoke(2)
+    worker.device.may_end.release(2)
+    answers = [worker.receive() for _ in range(4)]
+    assert [(type(one).__name__, one.request_id) for one in answers] == [  # type: ignore[union-attr]
+        ("Chunk", 1),
+        ("Skipped", 2),
+        ("Chunk", 3),
+        ("Skipped", 4),
+    ]
+
+
+def test_a_request_that_cannot_be_prepared_is_refused_and_leaves_the_batch(worker: Worker) -> None:
+    worker.device.may_end.release(1)
+    worker.hand_over(1, -2)
+    refused, chunk = worker.receive(), worker.receive()
+    assert isinstance(refused, protocol.Refused)
+    assert (refused.request_id, refused.key) == (2, "number")
+    assert isinstance(chunk, protocol.Chunk)
+    assert (chunk.request_id, chunk.batch) == (1, 1)

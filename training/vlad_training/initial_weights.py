@@ -1,0 +1,70 @@
+"""Weights to start from: a network of our own drawing, or a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vlad_configs.models import ModelConfig
+from vlad_engines.model.openpi_names import TOKEN_EMBEDDING, expected_tensors, parameter_name
+from vlad_engines.model.pi0 import Pi0
+
+
+def scratch_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
+    """Float32 weights by openpi name from which training from scratch begins.
+
+    Matrices are normal with variance 1 / inputs. Adaptive norms begin at zero, as in openpi, so that the
+    gates of the action expert are shut and each of its layers begins as the identity.
+    """
+    weights = {}
+    for name, shape in expected_tensors(config).items():
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+        if name.endswith("position_embedding.weight"):
+            std = 0.02
+        elif name == TOKEN_EMBEDDING:
+            std = 1.0 / math.sqrt(shape[1])
+        elif len(shape) == 1 or ".dense." in name:
+            std = 0.0
+        else:
+            std = 1.0 / math.sqrt(math.prod(shape[1:]))
+        weights[name] = torch.randn(shape, generator=generator) * std
+        if (
+            len(shape) == 1
+            and name.endswith(".weight")
+            and ("layer_norm" in name or "post_layernorm" in name)
+        ):
+            weights[name].fill_(1.0)
+    return weights
+
+
+def trainable_network(config: ModelConfig, weights: Mapping[str, Tensor], device: torch.device) -> Pi0:
+    """A float32 network whose parameters are its own.
+
+    What the loss never reads is frozen: of the prefix's last layer only keys and values are used.
+
+    Raises:
+        CheckpointError: for weights that do not fit `config`.
+    """
+    model = Pi0.from_openpi_weights(config, weights, "fp32", device)
+    for parameter in model.parameters():
+        # Tensors of the right dtype and device were shared so far.
+        parameter.data = parameter.data.clone()
+    model.train().requires_grad_(True)
+    last = model.vlm.layers[-1]
+    unused: tuple[nn.Module, ...] = (
+        model.vlm.norm,
+        *(last.get_submodule(name) for name in ("self_attn.q_proj", "self_attn.o_proj")),
+        *(last.get_submodule(name) for name in ("post_attention_layernorm", "mlp")),
+    )
+    for module in unused:
+        module.requires_grad_(False)
+    return model
+
+
+def openpi_weights(model: Pi0, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of `model`, by their own names, under openpi's names and in the network's order."""
+    return {name: parameters[parameter_name(name)] for name in expected_tensors(model.config)}
