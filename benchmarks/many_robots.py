@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.run_facts import run_facts
-from benchmarks.server_overhead import summary
+from benchmarks.run_facts import run_facts, summary
 from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
 from tests.support.robot import connect_robot, pack

@@ -1,4 +1,4 @@
-"""What every result of a benchmark says about itself: when, of which commit, how, on which machine."""
+"""What every result of a benchmark says of itself: when, which commit, how, where; and how times spread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 
 def run_facts() -> dict[str, Any]:
@@ -26,4 +29,17 @@ def run_facts() -> dict[str, Any]:
             "arch": platform.machine(),
             "python": platform.python_version(),
         },
+    }
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    """Milliseconds: p50, p90, p99, max, and how many."""
+    values = 1e3 * np.asarray(seconds)
+    p50, p90, p99 = np.percentile(values, [50, 90, 99])
+    return {
+        "p50_ms": round(p50, 4),
+        "p90_ms": round(p90, 4),
+        "p99_ms": round(p99, 4),
+        "max_ms": round(values.max(), 4),
+        "count": len(values),
     }

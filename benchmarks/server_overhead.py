@@ -15,14 +15,14 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from benchmarks.run_facts import run_facts
+from benchmarks.run_facts import run_facts, summary
 from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
 from tests.support.robot import connect_robot, open_connection
@@ -37,19 +37,6 @@ from vlad_server.worker_link import Work
 WARM_UP = 200
 REQUEST_BYTES = 64 << 20
 SCRIPTED_WORKER = (sys.executable, "-m", "tests.support.scripted_worker")
-
-
-def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Milliseconds: p50, p90, p99, max, and how many."""
-    values = 1e3 * np.asarray(seconds)
-    p50, p90, p99 = np.percentile(values, [50, 90, 99])
-    return {
-        "p50_ms": round(p50, 4),
-        "p90_ms": round(p90, 4),
-        "p99_ms": round(p99, 4),
-        "max_ms": round(values.max(), 4),
-        "count": len(values),
-    }
 
 
 def timed(function: Callable[[], Any], count: int) -> list[float]:

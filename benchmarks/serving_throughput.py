@@ -17,8 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.run_facts import run_facts
-from benchmarks.server_overhead import summary
+from benchmarks.run_facts import run_facts, summary
 from tests.support.libero import libero_observation
 from tests.support.robot import connect_robot, pack, unpack
 from vlad_engines.bench.loopback import running_daemon

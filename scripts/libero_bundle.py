@@ -16,6 +16,7 @@ import pathlib
 import re
 import sys
 import tarfile
+from xml.etree import ElementTree
 
 # Distributions of pure Python, by the package that they bring.
 WHOLE = {
@@ -31,13 +32,14 @@ WHOLE = {
 LIBERO_DATA = re.compile(
     r"libero/libero/(bddl_files|init_files)/libero_spatial/.*\.(bddl|pruned_init)|libero/.*\.json"
 )
-ROBOSUITE_DATA = re.compile(
-    r"robosuite/(controllers/config/.*\.json"
-    r"|models/assets/(base\.xml|arenas/.*|robots/panda/.*|grippers/(panda_gripper\.xml|meshes/panda_gripper/.*)"
-    r"|mounts/(rethink_mount\.xml|meshes/rethink_mount/.*)))"
+ROBOSUITE_DATA = re.compile(r"robosuite/(controllers/config/.*\.json|models/assets/(base\.xml|arenas/.*))")
+# The models that LIBERO's Panda is made of; they name their meshes and textures.
+ROBOSUITE_MODELS = (
+    "models/assets/robots/panda/robot.xml",
+    "models/assets/grippers/panda_gripper.xml",
+    "models/assets/mounts/rethink_mount.xml",
 )
-# Pictures and worlds of other simulators.
-_NEVER = re.compile(r"__pycache__|\.pyc$|/obj_meshes/|robots/panda/.*\.(dae|urdf)$|/demonstrations/|/tests?/")
+_NEVER = re.compile(r"__pycache__|\.pyc$|/tests?/")
 
 
 def main() -> int:
@@ -52,6 +54,7 @@ def main() -> int:
             _add(archive, package, re.compile(".*"))
         _add(archive, "libero", re.compile(LIBERO_DATA.pattern + r"|.*\.py$"))
         _add(archive, "robosuite", re.compile(ROBOSUITE_DATA.pattern + r"|.*\.py$"))
+        _add_models(archive)
     print(f"libero_bundle: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     for package, distribution in {**WHOLE, "libero": "hf-libero", "robosuite": "robosuite"}.items():
         print(f"  {package} of {distribution} {importlib.metadata.version(distribution)}")
@@ -59,14 +62,30 @@ def main() -> int:
 
 
 def _add(archive: tarfile.TarFile, package: str, wanted: re.Pattern[str]) -> None:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit(f"libero_bundle: {package} is not installed; see docs/libero.md")
-    root = pathlib.Path(next(iter(spec.submodule_search_locations)))
+    root = _root(package)
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root.parent).as_posix()
         if path.is_file() and wanted.fullmatch(name) and not _NEVER.search(name):
             archive.add(path, name)
+
+
+def _add_models(archive: tarfile.TarFile) -> None:
+    root = _root("robosuite")
+    files = set()
+    for name in ROBOSUITE_MODELS:
+        model = root / name
+        elements = ElementTree.parse(model).iter()
+        named = {file for element in elements if (file := element.get("file"))}
+        files |= {model, *((model.parent / file).resolve() for file in named)}
+    for path in sorted(files):
+        archive.add(path, path.relative_to(root.parent).as_posix())
+
+
+def _root(package: str) -> pathlib.Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit(f"libero_bundle: {package} is not installed; see docs/libero.md")
+    return pathlib.Path(next(iter(spec.submodule_search_locations))).resolve()
 
 
 if __name__ == "__main__":

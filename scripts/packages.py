@@ -3,7 +3,7 @@
     packages.py build DIR    sdists and wheels of vlad and vlad-client; wheels are made from the sdists
     packages.py check        the same in a scratch folder, then bare environments that install the wheels
 
-`check` shows that the server needs no torch, that the wheel holds the three packages and nothing
+`check` shows that the server needs no torch, that the wheel holds its packages and nothing
 else, and that the client brings numpy, msgpack and websockets only.
 """
 
@@ -21,13 +21,13 @@ import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-SERVER_PACKAGES = {"vlad_server", "vlad_engines", "vlad_configs"}
+SERVER_PACKAGES = {"vlad_server", "vlad_engines", "vlad_configs", "vlad_libero"}
 CLIENT_REQUIREMENTS = {"numpy", "msgpack", "websockets"}
 
 _IMPORT_ALL = """
 import importlib, importlib.util, pkgutil
 assert importlib.util.find_spec("torch") is None
-for name in ("vlad_server", "vlad_configs", "vlad_engines.processing"):
+for name in ("vlad_server", "vlad_configs", "vlad_engines.processing", "vlad_libero"):
     package = importlib.import_module(name)
     for module in pkgutil.walk_packages(package.__path__, name + "."):
         importlib.import_module(module.name)

@@ -80,7 +80,8 @@ class Checkup:
 
     def _server(self) -> str:
         names = ("environment", "checkpoint", "backend", "precision")
-        return ", ".join(str(self.metadata[name]) for name in names if self.metadata.get(name))
+        known = ", ".join(str(self.metadata[name]) for name in names if self.metadata.get(name))
+        return known or "a server that does not say what it serves"
 
     def _findings(self) -> Iterator[str]:
         if not self.warnings:

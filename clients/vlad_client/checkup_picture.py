@@ -53,7 +53,7 @@ def _findings(checkup: Checkup) -> str:
     start = report.find("WARNING")
     lines = report[start:].splitlines() if start >= 0 else [report.splitlines()[-1]]
     return "\n".join(
-        textwrap.fill(line.strip(), 110, initial_indent=" " * (len(line) - len(line.lstrip())))
+        textwrap.fill(line.strip(), 110, initial_indent=_indent(line), subsequent_indent=_indent(line))
         for line in lines
     )
 
@@ -62,3 +62,7 @@ def _pixels(image: Any) -> Any:
     if image.shape[0] == 3:
         image = np.moveaxis(image, 0, -1)
     return np.clip(image, 0.0, 1.0) if image.dtype.kind == "f" else image
+
+
+def _indent(line: str) -> str:
+    return " " * (len(line) - len(line.lstrip()))

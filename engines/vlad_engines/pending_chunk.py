@@ -114,11 +114,10 @@ def make_reply(
             "infer_ms": infer_s * 1e3,
             "preprocess_ms": request.preprocess_s * 1e3,
             **{f"{stage}_ms": float(result.stage_seconds[stage]) * 1e3 for stage in _STAGES},
+            "overlapped_ms": result.overlapped_seconds * 1e3,
             "postprocess_ms": (time.perf_counter() - started) * 1e3,
         },
     }
-    if result.overlapped_seconds:
-        reply["policy_timing"]["overlapped_ms"] = result.overlapped_seconds * 1e3
     if result.pruned is not None:
         reply["policy_timing"]["image_tokens_kept"] = float(result.pruned.kept)
         reply["policy_timing"]["image_tokens_voted"] = float(result.pruned.voted)

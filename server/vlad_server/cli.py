@@ -235,8 +235,8 @@ def _batch_sizes(listed: str | None) -> tuple[int, ...]:
 
 
 def _record_somewhere(arguments: Sequence[str]) -> list[str]:
-    """Give --record, a switch in openpi, its usual directory where it stands alone."""
-    given = list(arguments)
+    """Understand the switch that openpi has: --record alone means the usual directory."""
+    given = [argument for argument in arguments if argument != "--no-record"]
     for index in range(len(given) - 1, -1, -1):
         following = given[index + 1] if index + 1 < len(given) else "--"
         if given[index] == "--record" and following.startswith(("--", "policy:")):

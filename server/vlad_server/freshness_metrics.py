@@ -62,12 +62,12 @@ class FreshnessMetrics:
             received, started, sent: time.perf_counter() of its observation, its computation and its reply.
             expires: when it became useless; None for never.
             control_hz: actions per second of its robot; None where the client does not say.
-            rtc: the reply's `rtc`; None where nothing was continued.
+            rtc: what became of the continuation that was asked for; None where none was.
         """
         self._observation_age.observe(max(0.0, started - received))
         if control_hz is not None:
             self._elapsed_steps.observe((sent - received) * control_hz)
-        if rtc is not None:
+        if rtc is not None and rtc["mode"] != "off":
             self._rtc_delay.observe(rtc["delay"])
         if expires is not None and sent > expires:
             self._misses.inc()

@@ -18,8 +18,9 @@ HEADER_BYTES = 14
 _START = b"\x82\xff"
 """A final, binary, masked frame whose length has eight bytes, without extensions."""
 
-LARGEST_BYTES = 4 << 20
-"""Memory is set aside for a whole frame at once; for larger ones the library waits until it has come."""
+LEAST_BYTES, LARGEST_BYTES = 1 << 16, 4 << 20
+"""Shorter ones need no length of eight bytes. Memory is set aside for a whole frame at once; for larger
+ones, the library's grows with what has come."""
 
 _LENGTH_AND_MASK = struct.Struct("!2xQ4s")
 _SMALL_REPLY, _LARGE_REPLY, _HUGE_REPLY = struct.Struct("!BB"), struct.Struct("!BBH"), struct.Struct("!BBQ")
@@ -47,7 +48,7 @@ class LargeFrame:
         if len(data) < HEADER_BYTES or not data.startswith(_START):
             return None
         length, mask = _LENGTH_AND_MASK.unpack_from(data)
-        return cls(length, mask) if 0 < length <= max_bytes else None
+        return cls(length, mask) if LEAST_BYTES <= length <= max_bytes else None
 
     def add(self, data: bytes, start: int = 0) -> int:
         """Take what belongs to the frame; returns the index in `data` of what does not."""

@@ -48,7 +48,7 @@ def _probe(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
 
 def test_command_serves_server_args_and_turns_healthy_then_stops_cleanly(tmp_path: pathlib.Path) -> None:
     environment = _environment(
-        f"--checkpoint demo --env LIBERO --port={_free_port()} --metrics-port 0 "
+        f"--checkpoint demo --env LIBERO --port 0 --metrics-port={_free_port()} "
         "--default_prompt='take the toast out of the toaster'",
         http_proxy="http://127.0.0.1:9",
     )

@@ -30,7 +30,8 @@ FILES = sorted((FOLDER / "dashboards").glob("*.json"))
 
 PANEL_TYPES = {"row", "stat", "timeseries", "heatmap", "table"}
 UNITS = {"none", "s", "reqps", "percentunit", "Bps", "bytes"}
-MAY_BE_EMPTY = {"Firing alerts", "Disconnects by close code", "Round trip to clients"}
+MISTAKES = "Likely mistakes in observations"
+MAY_BE_EMPTY = {"Firing alerts", "Disconnects by close code", "Round trip to clients", MISTAKES}
 """Panels that show nothing where all is well."""
 
 

@@ -15,7 +15,10 @@ import numpy as np
 from tests.support.daemon import Daemon, start_daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
 from tests.support.robot import connect_robot, pack
-from vlad_server.recordings.reader import open_recording
+from vlad_configs.environments import ENVIRONMENTS
+from vlad_engines.fidelity.observations import synthetic_observations
+from vlad_server.recordings.reader import open_recording, recorded_requests
+from vlad_server.recordings.run_file import load_run
 
 
 def _recorder_pid(daemon: Daemon) -> int:
@@ -122,3 +125,35 @@ def test_a_directory_that_cannot_be_made_is_an_error_before_any_work(tmp_path: p
     with start_daemon("--checkpoint", "demo", "--record", str(tmp_path / "file"), listening=False) as daemon:
         assert daemon.process.wait(20) == 2
         assert daemon.log().strip().splitlines()[-1].startswith("serve_policy: cannot record to ")
+
+
+def test_roboarenas_dialect_is_recorded_and_read_like_any_other(tmp_path: pathlib.Path) -> None:
+    robot = ENVIRONMENTS["DROID"]
+    (observation,) = synthetic_observations(robot, 1)
+    request = {key: value for key, value in observation.items() if key != "observation/exterior_image_1_left"}
+    request["observation/exterior_image_0_left"] = observation["observation/exterior_image_1_left"]
+    with start_scripted_daemon("--record", str(tmp_path), environment="DROID") as daemon:
+        with connect_robot(daemon.port) as connection:
+            actions = connection.infer({**request, "endpoint": "infer"})
+        assert daemon.stop() == 0
+    (path,) = tmp_path.iterdir()
+    np.testing.assert_equal(recorded_requests(path, robot, 64), (observation,))
+    assert load_run(path).actions.tobytes() == actions.tobytes()
+
+
+def test_a_stream_is_recorded_under_its_robots_name(tmp_path: pathlib.Path) -> None:
+    with start_scripted_daemon("--record", str(tmp_path), infer_s=0.02) as daemon:
+        with connect_robot(daemon.port) as robot:
+            base = {"vlad/stream": True, "vlad/session": "left"}
+            for number in range(6):
+                robot.send({**libero_observation(number), **base, "vlad/observation_id": number})
+            answered = [robot.receive()["observation_id"]]
+            while answered[-1] != 5:
+                answered.append(robot.receive()["observation_id"])
+        assert daemon.stop() == 0
+    (path,) = tmp_path.iterdir()
+    recording = open_recording(path)
+    exchanges = list(recording.exchanges())
+    assert {came.session for came in exchanges} == {"left"}
+    ids = [recording.observation(came)["vlad/observation_id"] for came in exchanges]
+    assert ids == answered

@@ -27,7 +27,10 @@ from vlad_configs.models import Family
 from vlad_configs.openpi_configs import OPENPI_CONFIGS
 from vlad_engines.unified_policy import UnifiedPolicy
 
-TIMING_KEYS = {"infer_ms", "preprocess_ms", "vision_ms", "prefix_ms", "denoise_ms", "postprocess_ms"}
+TIMING_KEYS = {
+    *("infer_ms", "preprocess_ms", "vision_ms", "prefix_ms", "denoise_ms"),
+    *("overlapped_ms", "postprocess_ms"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,7 @@ def test_timing_has_the_same_numeric_keys_in_every_reply(policy: UnifiedPolicy) 
     for _ in range(3):
         timing = policy.infer(libero_observation())["policy_timing"]
         assert set(timing) == TIMING_KEYS
+        assert timing.pop("overlapped_ms") == 0.0, "of one request at a time nothing overlaps"
         assert all(type(value) is float and value > 0 for value in timing.values())
         stages = timing["vision_ms"] + timing["prefix_ms"] + timing["denoise_ms"]
         assert stages <= timing["infer_ms"] * 1.05

@@ -42,6 +42,7 @@ def test_record_alone_is_openpis_switch(rest: list[str]) -> None:
     assert cli.parse(["--record", "runs", *rest]).record == "runs"
     assert cli.parse(["--record=runs", *rest]).record == "runs"
     assert cli.parse(rest).record is None
+    assert cli.parse(["--no-record", *rest]).record is None
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ def test_a_message_is_the_same_however_it_is_cut(length: int, seed: int) -> None
         client_frame(b"", Opcode.PING),
         client_frame(bytes(300_000))[: HEADER_BYTES - 1],
         bytes(Frame(Opcode.BINARY, bytes(300_000)).serialize(mask=False)),
+        # A length of eight bytes where two would do.
+        b"\x82\xff" + (1000).to_bytes(8, "big") + bytes(1004),
         # A length with the highest bit, which no frame may have.
         b"\x82\xff" + b"\xff" * 12,
     ],

@@ -57,7 +57,12 @@ def _run(options: argparse.Namespace) -> int:
     )
     if options.out.exists():
         raise DatasetError(f"{options.out} exists already; remove it, or choose another --out")
-    tasks = range(len(suite_tasks(settings.suite))) if options.tasks is None else options.tasks
+    known = range(len(suite_tasks(settings.suite)))
+    tasks = known if options.tasks is None else options.tasks
+    if unknown := [task for task in tasks if task not in known]:
+        raise LiberoError(f"{settings.suite} has no task {unknown[0]}")
+    if options.per_task < 1 or options.workers < 1:
+        raise LiberoError("--per-task and --workers must be at least 1")
     parts = options.out.with_name(options.out.name + ".parts")
     _continue_or_begin(parts, settings)
     jobs = [
@@ -65,10 +70,6 @@ def _run(options: argparse.Namespace) -> int:
         for task in tasks
         for number in range(options.per_task)
     ]
-    # Before anything runs, so that an unknown task costs nothing.
-    for task in tasks:
-        if task >= len(suite_tasks(settings.suite)):
-            raise LiberoError(f"{settings.suite} has no task {task}")
     print(f"generate_demos: {assets.kind} assets in {assets.directory}", flush=True)
     end_time = None if options.time_limit is None else time.time() + options.time_limit
     _make(jobs, parts, options.workers, end_time)

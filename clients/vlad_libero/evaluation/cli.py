@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
+    if options.workers < 1 or options.videos < 0:
+        raise LiberoError("--workers must be at least 1, --videos not negative")
     assets = choose_assets(options.assets)
     protocol = _protocol(options, assets)
     playing = Playing(protocol.replan_steps, options.delay_steps, options.play)
@@ -161,6 +163,8 @@ def _run_all(jobs: Sequence[EpisodeJob], log: EpisodeLog, workers: int) -> None:
 
 
 def _write_recording(out: pathlib.Path, jobs: Sequence[EpisodeJob]) -> None:
+    if (out / "record").exists():
+        return
     files = [job.record for job in jobs if job.record is not None and job.record.exists()]
     info = write_dataset(out / "record", [functools.partial(load_episode, file) for file in files])
     print(f"eval_libero: {info['total_episodes']} episodes recorded in {out / 'record'}")

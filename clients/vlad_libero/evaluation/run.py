@@ -8,6 +8,7 @@ import functools
 import pathlib
 from typing import TYPE_CHECKING, Callable, Sequence
 
+from vlad_libero.errors import LiberoError
 from vlad_libero.evaluation.episode import EpisodeOptions, run_episode
 from vlad_libero.evaluation.playing import Playing
 from vlad_libero.evaluation.protocol import Protocol
@@ -83,8 +84,7 @@ def run_jobs(
     """Run what the log lacks, and keep each result at once.
 
     Raises:
-        LiberoError: where a simulator process died.
-        vlad_client.PolicyClientError: where the server is lost for good.
+        LiberoError: where a simulator process died, or the server refuses or is lost for good.
     """
     missing = [job for job in jobs if (job.task, job.trial) not in log.results]
     if not missing:
@@ -97,8 +97,15 @@ def run_jobs(
 def _run_job(job: EpisodeJob) -> EpisodeResult:
     frames: list[Image] = []
     options = EpisodeOptions(job.record, frames.append if job.film is not None else None)
+    from vlad_client.errors import PolicyClientError
+
     simulator = _simulator(job.protocol, job.assets, job.task)
-    result = run_episode(simulator, _client(job.server), job.protocol, job.playing, job.trial, options)
+    try:
+        client = _client(job.server)
+        result = run_episode(simulator, client, job.protocol, job.playing, job.trial, options)
+    except PolicyClientError as error:
+        # The client's errors do not survive the way between processes; their text does.
+        raise LiberoError(f"task {job.task}, trial {job.trial}: {error}") from error
     if job.film is not None:
         outcome = "success" if result.success else "failure"
         write_film(job.film.with_stem(f"{job.film.stem}-{outcome}"), frames)

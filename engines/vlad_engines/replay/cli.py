@@ -46,6 +46,10 @@ class Args:
     """How many requests, from the first; all of them where not given."""
     config: str | None = None
     """openpi configuration name, where the checkpoint needs one."""
+    keep_all_tokens: bool = False
+    """Do not prune image tokens, whatever the recorded policy did; as recorded where not given."""
+    engine_dir: str | None = None
+    """Folder of prebuilt TensorRT engines, which is only read."""
     calibration: str | None = None
     """Recording or npz file for fp8; drawn observations where not given."""
     tokenizer: str | None = None
@@ -73,6 +77,8 @@ def run(args: Args) -> Run:
         env=recording.robot.name,
         config=args.config,
         precision=args.precision,
+        token_pruning=None if args.keep_all_tokens else recording.policy.get("token_pruning"),
+        engine_dir=args.engine_dir,
         calibration=args.calibration,
         device=args.device,
         tokenizer=args.tokenizer,

@@ -36,6 +36,8 @@ class Run:
     def name(self) -> str:
         """How the chunks were computed, in a few words."""
         parts = [str(self.policy[key]) for key in ("backend", "precision") if key in self.policy]
+        if "num_denoising_steps" in self.policy:
+            parts.append(f"{self.policy['num_denoising_steps']} steps")
         return " ".join(parts) or pathlib.Path(self.source).name
 
     def save(self, path: pathlib.Path) -> None:

@@ -51,7 +51,7 @@ def test_another_precision_gives_other_chunks_nearby(recording: pathlib.Path, tm
     assert len(comparison.first.numbers) == 3
     assert comparison.difference.any()
     assert max(row["max_over_span"] for row in comparison.per_joint()) < 0.05
-    assert comparison.second.name == "pytorch bf16"
+    assert comparison.second.name == "pytorch bf16 10 steps"
 
 
 def test_a_recording_for_another_shape_of_noise_is_refused(tmp_path: pathlib.Path) -> None:
