@@ -49,8 +49,8 @@ class Refusal:
 
     Attributes:
         observation_id: which one; None where the server does not tell and none is waited for.
-        code: `invalid`, `busy`, `expired`, `superseded`, `engine`, `worker_lost` or `reset`; `error` for
-            an error without a code.
+        code: `invalid`, `busy`, `expired`, `superseded`, `engine`, `worker_lost`, `limited` or `reset`;
+            `error` for an error without a code.
         message: of the server.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import time
@@ -18,6 +19,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
 from tests.support.robot import Robot, connect_robot, open_connection, pack
+from vlad_server import gateway
 
 KITCHEN, HALL, NEW = "0123456789abcdef-kitchen", "0123456789abcdef-hall", "0123456789abcdef-new"
 MAX_CONNECTIONS = 3
@@ -41,6 +43,14 @@ def daemon(key_file: pathlib.Path) -> Iterator[Daemon]:
         yield daemon
 
 
+@pytest.fixture(scope="module")
+def slow_handshake(daemon: Daemon) -> Iterator[socket.socket]:
+    """Begun before the other tests, looked at after them."""
+    with socket.create_connection(("127.0.0.1", daemon.port)) as raw:
+        raw.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        yield raw
+
+
 def _key(key: str) -> dict[str, Any]:
     return {"additional_headers": {"Authorization": f"Api-Key {key}"}}
 
@@ -52,7 +62,7 @@ def _status(port: int, **options: Any) -> int:
     return status
 
 
-def test_each_key_of_the_file_admits_and_no_other_does(daemon: Daemon) -> None:
+def test_each_key_of_the_file_admits_and_no_other_does(daemon: Daemon, slow_handshake: socket.socket) -> None:
     for key in (KITCHEN, HALL):
         with connect_robot(daemon.port, **_key(key)) as robot:
             assert robot.infer(libero_observation())["actions"].shape == (10, 7)
@@ -235,3 +245,9 @@ def test_certificates_that_cannot_be_used_are_told_before_anything_listens(autho
         assert "first.pem and --tls-key" in daemon.log()
         assert "listening" not in daemon.log()
         assert "Traceback" not in daemon.log()
+
+
+def test_a_handshake_that_never_ends_is_ended(slow_handshake: socket.socket) -> None:
+    slow_handshake.settimeout(gateway.OPEN_TIMEOUT_S + 5)
+    answer = b"".join(iter(lambda: slow_handshake.recv(4096), b""))
+    assert not answer.startswith(b"HTTP/1.1 101")

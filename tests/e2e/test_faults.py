@@ -250,7 +250,8 @@ def test_a_full_disk_under_the_engine_cache_is_told_and_leaves_no_half_engine(tm
     program = (
         "import pathlib, subprocess, sys\n"
         "folder = pathlib.Path(sys.argv[1])\n"
-        "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(folder)], check=True)\n"
+        "mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k,mode=700', 'tmpfs', str(folder)]\n"
+        "subprocess.run(mount, check=True)\n"
         "from tests.engines.backends.tensorrt.test_cache import make_identity, refuse_to_build\n"
         "from vlad_configs.errors import ConfigError\n"
         "from vlad_engines.backends.tensorrt.cache import EngineCache\n"

@@ -7,6 +7,7 @@ is written there; commit it with the repair.
 from __future__ import annotations
 
 import hashlib
+import os
 import pathlib
 import time
 from typing import Any
@@ -27,6 +28,7 @@ from vlad_server.sessions import Session
 
 CORPUS = pathlib.Path(__file__).parent / "corpus"
 SECONDS = 0.25
+EXAMPLES = int(os.environ.get("VLAD_FUZZ_EXAMPLES", "150"))
 
 
 def admit(message: bytes, environment: str) -> str | None:
@@ -119,7 +121,7 @@ _VALUES = strategies.recursive(
 )
 
 
-@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.settings(max_examples=EXAMPLES, deadline=None)
 @hypothesis.given(
     strategies.sets(strategies.sampled_from(sorted(_request()))),
     strategies.dictionaries(strategies.sampled_from(sorted(_request())), _VALUES, max_size=3),
@@ -133,7 +135,7 @@ def test_any_value_in_any_place_is_admitted_or_refused(left_out: set[str], repla
     admit_or_keep(message)
 
 
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=EXAMPLES, deadline=None)
 @hypothesis.given(strategies.data())
 def test_any_change_of_bytes_is_admitted_or_refused(data: strategies.DataObject) -> None:
     files = sorted(CORPUS.glob("request-*.bin"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import itertools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -141,9 +142,9 @@ class StatusBoard:
 
     def samples_after(self, number: int) -> tuple[list[Sample], int]:
         """The latest replies after the one of this number, oldest first, and how many are left out."""
-        samples = [sample for sample in self._samples if sample.number > number]
-        told = samples[-MAX_SAMPLES_TOLD:]
-        return told, len(samples) - len(told)
+        count = min(len(self._samples), max(0, self._number - number))
+        told = list(itertools.islice(reversed(self._samples), min(count, MAX_SAMPLES_TOLD)))
+        return told[::-1], count - len(told)
 
     @property
     def last_number(self) -> int:

@@ -25,6 +25,7 @@ from vlad_configs.errors import ConfigError, EngineError
 from vlad_engines.backends.tensorrt.manifest import EngineIdentity, EngineManifest
 from vlad_engines.export.fingerprint import buffer_digest
 from vlad_engines.export.spec import Component
+from vlad_engines.trusted_folder import require_trusted
 
 logger = logging.getLogger("vlad.tensorrt")
 
@@ -69,14 +70,16 @@ class EngineCache:
             build: called at most once, with the folder's lock for this engine held.
 
         Raises:
-            ConfigError: where the folder cannot be written.
+            ConfigError: where the folder cannot be written, or others can write to it as well.
             Whatever `build` raises; nothing is left behind then.
         """
+        if self._folder.is_dir():
+            require_trusted(self._folder)
         plan, lookup = _open_checked(self._folder, identity)
         if plan is not None:
             return plan
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             with _lock(self._folder / f"{_name(identity)}.lock"):
                 # Another process may have built it while this one waited.
                 plan, _ = _open_checked(self._folder, identity)
@@ -113,12 +116,13 @@ class EngineFolder:
     """A folder of engines that somebody else filled. Nothing in it is ever written.
 
     Raises:
-        ConfigError: where it is not there.
+        ConfigError: where it is not there, or others can write to it.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
         if not folder.is_dir():
             raise ConfigError(f"engine folder {folder} is not there")
+        require_trusted(folder)
         self._folder = folder
 
     def find(self, component: Component, fits: Callable[[EngineIdentity], list[str]]) -> Plan:
