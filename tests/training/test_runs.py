@@ -37,7 +37,16 @@ SOURCE_SIDE = 28
 
 
 def tiny_training(**changes: object) -> TrainConfig:
-    model = dataclasses.replace(tiny_config("pi05"), vocab_size=512, max_token_len=96, action_dim=8)
+    tiny = tiny_config("pi05")
+    model = dataclasses.replace(
+        tiny,
+        siglip=dataclasses.replace(tiny.siglip, depth=1),
+        vlm=dataclasses.replace(tiny.vlm, depth=2),
+        expert=dataclasses.replace(tiny.expert, depth=2),
+        vocab_size=512,
+        max_token_len=96,
+        action_dim=8,
+    )
     config = TrainConfig(
         openpi_config="pi05_libero_small",
         model=model,
