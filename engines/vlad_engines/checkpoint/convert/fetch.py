@@ -68,13 +68,23 @@ def fetch(
                 os.replace(partial, target)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise CheckpointError(
-            f"{url} cannot be fetched from {endpoint} ({error}); where there is no network, copy it to {target}"
+            f"{url} cannot be fetched from {endpoint} ({error}); without a network, copy it to {target}"
         ) from error
     except (OSError, filelock.Timeout) as error:
         raise CheckpointError(
             f"{url} cannot be kept at {target}: {error}; name another place in OPENPI_DATA_HOME"
         ) from error
     return target
+
+
+class _Counted:
+    """Adds what came before to the bytes of one file."""
+
+    def __init__(self, progress: ReportProgress, before: int, total: int) -> None:
+        self._progress, self._before, self._total = progress, before, total
+
+    def __call__(self, count: int) -> None:
+        self._progress(self._before + count, self._total)
 
 
 def _download(url: str, partial: pathlib.Path, progress: ReportProgress, endpoint: str) -> None:
@@ -98,7 +108,7 @@ def _download(url: str, partial: pathlib.Path, progress: ReportProgress, endpoin
             raise CheckpointError(f"{url} holds a file with an unsafe name: {entry['name']!r}")
         path = partial / relative if relative else partial
         if not path.is_file() or path.stat().st_size != int(entry["size"]):
-            _copy(endpoint, bucket, entry, path, lambda count, before=done: progress(before + count, total))
+            _copy(endpoint, bucket, entry, path, _Counted(progress, done, total))
         done += int(entry["size"])
         progress(done, total)
 
@@ -119,6 +129,7 @@ def _list(endpoint: str, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
 def _copy(
     endpoint: str, bucket: str, entry: Mapping[str, Any], path: pathlib.Path, progress: Callable[[int], None]
 ) -> None:
+    """Copy one object; `progress` is told how many of its bytes have come."""
     name = urllib.parse.quote(entry["name"], safe="")
     address = f"{endpoint}/storage/v1/b/{urllib.parse.quote(bucket, safe='')}/o/{name}?alt=media"
     path.parent.mkdir(parents=True, exist_ok=True)
