@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from vlad_configs.contract import Contract
 from vlad_configs.errors import CheckpointError
+from vlad_configs.models import GEMMA_VARIANTS, IMAGE_SIZE
 from vlad_configs.openpi_configs import openpi_config
 from vlad_engines.checkpoint import lerobot_config
 from vlad_engines.checkpoint.convert.writing import (
@@ -90,6 +91,10 @@ def openpi_to_lerobot(checkpoint: PolicyCheckpoint, output: pathlib.Path, dtype:
             f"{checkpoint.files.path} has no state in its prompt ({checkpoint.openpi_config}); "
             "LeRobot's pi05 always writes it there"
         )
+    if (side := contract.model.siglip.image_size) != IMAGE_SIZE:
+        raise CheckpointError(
+            f"{checkpoint.files.path} looks at images of {side} pixels; LeRobot's networks want {IMAGE_SIZE}"
+        )
     config = _config(contract)
     with new_directory(output) as directory:
         weights = LazyWeights(checkpoint.files, checkpoint.names)
@@ -108,17 +113,24 @@ def openpi_to_lerobot(checkpoint: PolicyCheckpoint, output: pathlib.Path, dtype:
 def _config(contract: Contract) -> dict[str, Any]:
     model, robot = contract.model, contract.environment
     modes = {name: _NORM_MODES[kind] for name, kind in contract.norm_kind.items()}
-    side = model.siglip.image_size
     images = {
         lerobot_config.IMAGE_PREFIX + camera.key.rpartition("/")[2]: {
             "type": "VISUAL",
-            "shape": [3, side, side],
+            "shape": [3, IMAGE_SIZE, IMAGE_SIZE],
         }
         for camera in robot.cameras
         if camera.slot is not None
     }
+    # LeRobot knows networks by the names of their parts; others can only be served from here.
+    variants = {
+        key: name
+        for key, gemma in (("paligemma_variant", model.vlm), ("action_expert_variant", model.expert))
+        for name, known in GEMMA_VARIANTS.items()
+        if gemma == known
+    }
     return {
         "type": model.family,
+        **variants,
         "input_features": {
             **images,
             lerobot_config.STATE: {"type": "STATE", "shape": [robot.state_width]},
