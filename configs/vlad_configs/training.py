@@ -174,13 +174,13 @@ _PI05_LIBERO = TrainConfig(
     keep_every=5000,
 )
 
-_SMALL_GEMMA: Mapping[str, int] = {"depth": 4, "num_heads": 4, "num_kv_heads": 1, "head_dim": 32}
+_SMALL_GEMMA: Mapping[str, int] = {"depth": 3, "num_heads": 4, "num_kv_heads": 1, "head_dim": 32}
 
 LIBERO_SMALL_MODEL = ModelConfig(
     family="pi05",
     siglip=SiglipConfig(width=192, depth=4, mlp_dim=512, num_heads=6, patch_size=14, image_size=112),
-    vlm=GemmaConfig(width=192, mlp_dim=448, **_SMALL_GEMMA),
-    expert=GemmaConfig(width=128, mlp_dim=320, **_SMALL_GEMMA),
+    vlm=GemmaConfig(width=192, mlp_dim=576, **_SMALL_GEMMA),
+    expert=GemmaConfig(width=160, mlp_dim=448, **_SMALL_GEMMA),
     vocab_size=512,
     action_horizon=10,
     max_token_len=96,

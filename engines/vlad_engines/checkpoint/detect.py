@@ -108,8 +108,8 @@ def _what_it_is(path: pathlib.Path, content: list[str]) -> str:
         return "the weights are split over several files; merge them into one safetensors file"
     if "params" in content or "_METADATA" in content or "manifest.ocdbt" in content:
         return (
-            "this is a JAX checkpoint; convert it to PyTorch first "
-            "(openpi: examples/convert_jax_model_to_pytorch.py) and copy its assets/ folder along"
+            "this is a JAX checkpoint; convert it to PyTorch first: "
+            f"convert_checkpoint {path} OUTPUT --config NAME"
         )
     if "snapshots" in content and (inner := _inner(path, "snapshots/*")):
         return f"this is a Hugging Face cache entry; name the snapshot inside it: {inner}"

@@ -89,9 +89,11 @@ def leave_out_a_norm_before_an_mlp(model: Pi0) -> None:
 def shift_positions_of_the_suffix(model: Pi0) -> None:
     place = model.place_suffix
 
-    def place_one_further(prefix_length: int, lengths: Tensor | None = None) -> TokenPlacement:
-        shifted = place(prefix_length + 1, lengths)
-        return TokenPlacement(shifted.cos, shifted.sin, place(prefix_length, lengths).bias)
+    def place_one_further(
+        prefix_length: int, lengths: Tensor | None = None, start: Tensor | None = None
+    ) -> TokenPlacement:
+        shifted = place(prefix_length + 1, lengths, start)
+        return TokenPlacement(shifted.cos, shifted.sin, place(prefix_length, lengths, start).bias)
 
     model.place_suffix = place_one_further  # type: ignore[method-assign]
 
