@@ -51,6 +51,10 @@ def running_daemon(options: list[str]) -> Iterator[tuple[ClientConnection, float
             with _connect(port) as connection:
                 _wait_for_metadata(connection, log)
                 yield connection, time.perf_counter() - started
+        except Exception:
+            if process.poll() is not None:
+                print(f"the daemon ended with code {process.returncode}; its log ends:\n{_end_of(log)}")  # noqa: T201
+            raise
         finally:
             process.terminate()
             try:
@@ -149,5 +153,8 @@ def _wait_for_metadata(connection: ClientConnection, log: pathlib.Path) -> None:
 
 
 def _never_ready(log: pathlib.Path) -> str:
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-    return f"the daemon did not become ready; its log ends:\n{tail}"
+    return f"the daemon did not become ready; its log ends:\n{_end_of(log)}"
+
+
+def _end_of(log: pathlib.Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
