@@ -11,15 +11,15 @@ MEGABYTE = 1 << 20
 
 
 def test_a_cpu_has_none() -> None:
-    assert device_memory(torch.device("cpu")) is None
+    assert device_memory("cpu") is None
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_what_is_allocated_shows() -> None:
-    before = device_memory(torch.device("cuda"))
+    before = device_memory("cuda")
     held = torch.empty(512 * MEGABYTE, dtype=torch.uint8, device="cuda")
-    after = device_memory(torch.device("cuda:0"))
+    after = device_memory("cuda:0")
     assert before is not None
     assert after is not None
     assert before.device == after.device == "cuda:0"
