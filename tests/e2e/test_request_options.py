@@ -50,6 +50,7 @@ def test_the_metadata_says_what_the_daemon_can_do(daemon: Daemon) -> None:
             "deadlines": True,
             "session_ttl_s": 1.5,
             "image_encodings": ["jpeg", "png"],
+            "doctor": True,
             "rtc": {"modes": ["guided_identity"], "default_mode": "guided_identity"},
         }
 

@@ -275,7 +275,8 @@ def test_bf16_velocity(case: ModelCase) -> None:
 @each_model_case
 def test_bf16_prefix(case: ModelCase) -> None:
     model = network_with_rounded_rope(case.config)
-    (embeddings, _), cache = prefix_of(case, model)
+    prefix, cache = prefix_of(case, model)
+    embeddings = prefix.embeddings
     assert embeddings.dtype == cache.keys.dtype == cache.values.dtype == torch.bfloat16
     golden_keys, golden_values = case.tensor("prefix_k_bf16"), case.tensor("prefix_v_bf16")
     for sample, stored, packed in valid_tokens(case, "bf16_token_index"):
