@@ -25,7 +25,7 @@ from vlad_server.metrics import ServerMetrics
 from vlad_server.policy_connection import PolicyConnection
 from vlad_server.readiness import Readiness
 from vlad_server.recordings.recorder import Recorder
-from vlad_server.robot_connection import RobotConnection
+from vlad_server.robot_connection import RobotConnection, Services
 from vlad_server.sessions import SessionRegistry
 from vlad_server.status.board import StatusBoard
 from vlad_server.status.page import StatusPage
@@ -60,28 +60,37 @@ class Gateway:
         pulse: health.Pulse,
         recorder: Recorder | None,
     ) -> None:
-        self._dispatcher = dispatcher
         self._config = config
         self._readiness = readiness
         self._metrics = metrics
         self._pulse = pulse
-        self._recorder = recorder
-        self._sessions = SessionRegistry(config.session_ttl_s)
-        metrics.sessions.set_function(lambda: len(self._sessions))
+        sessions = SessionRegistry(config.session_ttl_s)
+        metrics.sessions.set_function(lambda: len(sessions))
         self._images = ImageDecoder(config.robot, config.max_message_bytes)
-        self._doctor = ObservationDoctor(config.robot, metrics)
         self._serving: set[asyncio.Task[Any]] = set()
         self._robots: dict[RobotConnection, None] = {}  # in the order in which they came
         self._gatekeeper = Gatekeeper(config.access, listens_on=config.host, metrics=metrics)
         limits = config.action_limits
-        self._guard = ActionGuard(
+        guard = ActionGuard(
             None if limits is None else load_action_limits(pathlib.Path(limits), config.environment), metrics
         )
-        self._board = StatusBoard(config.robot)
+        board = StatusBoard(config.robot)
+        self._services = Services(
+            dispatcher=dispatcher,
+            config=config,
+            readiness=readiness,
+            metrics=metrics,
+            sessions=sessions,
+            images=self._images,
+            doctor=ObservationDoctor(config.robot, metrics),
+            guard=guard,
+            board=board,
+            recorder=recorder,
+        )
         self._page: StatusPage | None = None
         if config.status_page:
             self._page = StatusPage(
-                self._board,
+                board,
                 config=config,
                 readiness=readiness,
                 metrics=metrics,
@@ -163,20 +172,8 @@ class Gateway:
         robot: RobotConnection | None = None
         try:
             assert isinstance(connection, PolicyConnection)
-            robot = RobotConnection(
-                connection,
-                self._dispatcher,
-                config=self._config,
-                readiness=self._readiness,
-                metrics=self._metrics,
-                sessions=self._sessions,
-                images=self._images,
-                doctor=self._doctor,
-                recorder=self._recorder,
-                guard=self._guard,
-                board=self._board,
-                allowance=self._gatekeeper.allowance_of(connection, time.perf_counter()),
-            )
+            allowance = self._gatekeeper.allowance_of(connection, time.perf_counter())
+            robot = RobotConnection(connection, self._services, allowance)
             self._robots[robot] = None
             code = await robot.run()
             logger.info("%s: closed with code %d", connection.remote_address, code)

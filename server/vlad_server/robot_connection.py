@@ -10,6 +10,7 @@ and the reply is in the transport when that call returns.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import socket
@@ -63,44 +64,50 @@ UNSENT_BYTES = 16 << 10
 """What the kernel may hold of a stream's chunks; what it holds cannot be replaced by a newer one."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Services:
+    """What all connections share.
+
+    Attributes:
+        recorder: None where nothing is recorded.
+    """
+
+    dispatcher: Dispatcher
+    config: ServeConfig
+    readiness: Readiness
+    metrics: ServerMetrics
+    sessions: SessionRegistry
+    images: ImageDecoder
+    doctor: ObservationDoctor
+    guard: ActionGuard
+    board: StatusBoard
+    recorder: Recorder | None
+
+
 class RobotConnection:
     """Serves one websocket connection until either side ends it.
 
     Args:
-        recorder: None where nothing is recorded.
         allowance: how often its client may ask; None for any number.
     """
 
-    def __init__(
-        self,
-        connection: PolicyConnection,
-        dispatcher: Dispatcher,
-        *,
-        config: ServeConfig,
-        readiness: Readiness,
-        metrics: ServerMetrics,
-        sessions: SessionRegistry,
-        images: ImageDecoder,
-        doctor: ObservationDoctor,
-        recorder: Recorder | None,
-        guard: ActionGuard,
-        board: StatusBoard,
-        allowance: Allowance | None,
-    ) -> None:
+    def __init__(self, connection: PolicyConnection, services: Services, allowance: Allowance | None) -> None:
         self._connection = connection
-        self._dispatcher = dispatcher
-        self._config = config
-        self._readiness = readiness
-        self._metrics = metrics
-        self._sessions = sessions
-        self._images = images
-        self._guard = guard
-        self._board = board
+        self._dispatcher = services.dispatcher
+        self._config = services.config
+        self._readiness = services.readiness
+        self._metrics = services.metrics
+        self._sessions = services.sessions
+        self._images = services.images
+        self._doctor = services.doctor
+        self._guard = services.guard
+        self._board = services.board
+        self._recorder: ExchangeRecorder | None = None
+        if services.recorder is not None:
+            self._recorder = ExchangeRecorder(services.recorder, services.readiness)
         self._allowance = allowance
-        self._doctor = doctor
-        self._recorder = None if recorder is None else ExchangeRecorder(recorder, readiness)
-        self._robot = config.robot
-        self._policy_keys = config.robot.request_keys | POLICY_KEYS
+        self._robot = services.config.robot
+        self._policy_keys = self._robot.request_keys | POLICY_KEYS
         self._loop = asyncio.get_running_loop()
         self._is_idle = asyncio.Event()
         self._session = Session()
@@ -388,6 +395,21 @@ class RobotConnection:
             self._metrics.requests["ok"].inc()
         else:
             self._has_unread_reply = True
+        self._note_times(exchange, reply, encoding, encoded, sent)
+        if self._board.is_watched:
+            self._board.note_reply(
+                exchange.session.session_id or self._name,
+                exchange.observation,
+                message,
+                encode_ms=1e3 * (encoded - encoding),
+                send_ms=1e3 * (sent - encoded),
+            )
+        if self._recorder is not None:
+            self._recorder.answered(exchange, message, payload)
+
+    def _note_times(
+        self, exchange: Exchange, reply: Reply, encoding: float, encoded: float, sent: float
+    ) -> None:
         self._metrics.request_duration.observe(sent - exchange.received)
         self._metrics.request_queue_duration.observe(max(0.0, reply.started - exchange.decoded))
         self._metrics.freshness.note_chunk(
@@ -404,16 +426,6 @@ class RobotConnection:
             if (histogram := self._metrics.stages.get(name.removesuffix("_ms"))) is not None:
                 histogram.observe(1e-3 * milliseconds)
         self._metrics.note_pruning(reply.policy_timing)
-        if self._board.is_watched:
-            self._board.note_reply(
-                exchange.session.session_id or self._name,
-                exchange.observation,
-                message,
-                encode_ms=1e3 * (encoded - encoding),
-                send_ms=1e3 * (sent - encoded),
-            )
-        if self._recorder is not None:
-            self._recorder.answered(exchange, message, payload)
 
     def _superseded(self, exchange: Exchange) -> None:
         """Drop an observation of a stream; the next reply tells."""
