@@ -41,6 +41,7 @@ format: setup
 types: setup
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy scripts deploy/container
+	$(BIN)/python -m mypy benchmarks
 
 check: lint types
 

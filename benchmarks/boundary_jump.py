@@ -39,7 +39,9 @@ def smooth_noise(random: np.random.Generator, horizon: int, width: int) -> npt.N
     left = np.minimum(position.astype(int), KNOTS - 2)
     share = (position - left)[:, None]
     # Cosine and sine, so that the sum of two independent numbers keeps its variance on the way.
-    return np.float32(np.cos(share * np.pi / 2) * knots[left] + np.sin(share * np.pi / 2) * knots[left + 1])
+    mixed = np.cos(share * np.pi / 2) * knots[left] + np.sin(share * np.pi / 2) * knots[left + 1]
+    smooth: npt.NDArray[np.float32] = mixed.astype(np.float32)
+    return smooth
 
 
 class Seams:

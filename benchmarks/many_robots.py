@@ -121,7 +121,8 @@ def streams(seconds: float) -> dict[str, Any]:
 
 def _stream(daemon: Daemon, session: str, seconds: float) -> dict[str, Any]:
     base = {**libero_observation(), "vlad/session": session, "vlad/stream": True}
-    begun, sent = [], []
+    begun: list[float] = []
+    sent: list[float] = []
     stop = threading.Event()
 
     def send() -> None:

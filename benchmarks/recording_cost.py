@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.server_overhead import summary
+from benchmarks.run_facts import summary
 from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.robot import Robot, connect_robot, pack
 from vlad_configs.environments import ENVIRONMENTS

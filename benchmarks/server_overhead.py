@@ -79,6 +79,7 @@ async def hand_over(count: int) -> dict[str, Any]:
         [options],
         request_bytes=REQUEST_BYTES,
         max_waiting=1,
+        hang_s=60.0,
         describe=dict,
         readiness=readiness,
         metrics=metrics,

@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class Soak:
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     def run(
-        self, behaviours: list[Callable[[Soak, random.Random, int], None]], seconds: float
+        self, behaviours: Sequence[Callable[[Soak, random.Random, int], None]], seconds: float
     ) -> list[float]:
         """Let everybody behave as they do; returns the server's resident bytes, sampled each second."""
         threads = [

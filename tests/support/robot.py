@@ -81,4 +81,5 @@ def connect_robot(port: int, *, timeout_s: float = 60.0, path: str = "", **optio
 def open_connection(port: int, *, path: str = "", scheme: str = "ws", **options: Any) -> ClientConnection:
     """A websocket as openpi's client opens it; nothing is read yet."""
     options = {"compression": None, "max_size": None, "proxy": None, **_LEGACY, **options}
-    return connect(f"{scheme}://127.0.0.1:{port}{path}", **options)
+    connection: ClientConnection = connect(f"{scheme}://127.0.0.1:{port}{path}", **options)
+    return connection

@@ -100,7 +100,8 @@ class ScriptedPolicy:
 
     @property
     def batch_sizes(self) -> list[int]:
-        return self._script.get("batch_sizes", [1])
+        sizes: list[int] = self._script.get("batch_sizes", [1])
+        return sizes
 
     @property
     def overlaps(self) -> bool:
