@@ -11,7 +11,7 @@ ARG CLIENT_BASE_IMAGE=python:3.12-slim
 
 FROM ${BUILD_IMAGE} AS build
 # EXTRAS="" leaves TensorRT and pycuda out; BUILD_IMAGE may then be the same as BASE_IMAGE.
-ARG EXTRAS="tensorrt"
+ARG EXTRAS="tensorrt,record"
 # Where torch comes from if not from PyPI: Jetsons before JetPack 7 need NVIDIA's own builds.
 ARG TORCH_INDEX=""
 # --system-site-packages where the base image brings TensorRT's bindings along.

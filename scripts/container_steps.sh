@@ -26,7 +26,7 @@ if [ -x "$venv_python" ]; then
     export TORCH
 fi
 echo "container: install.sh ${TORCH:-}"
-sh "$scratch/container/install.sh" "$scratch/venv" "$scratch/src"
+sh "$scratch/container/install.sh" "$scratch/venv" "$scratch/src" record
 
 cd "$scratch"
 mkdir -p app/policy_records cache tmp
