@@ -52,10 +52,10 @@ build: setup
 	$(BIN)/python scripts/packages.py build dist
 
 prometheus:
-	@scripts/get_prometheus.sh build/prometheus
+	@scripts/get_debian_package.sh prometheus usr/bin/promtool build/prometheus
 
 nginx:
-	@scripts/get_nginx.sh build/nginx
+	@scripts/get_debian_package.sh nginx usr/sbin/nginx build/nginx
 
 clean:
 	rm -rf build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
