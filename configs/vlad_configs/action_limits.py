@@ -74,8 +74,9 @@ class ActionLimits:
         """What is wrong with a finite chunk `[action_horizon, action_width]`; None for nothing."""
         below, above = actions < self._lowest, actions > self._highest
         # A hair too far is rounding, such as that of clip() itself.
-        steps = np.abs(np.diff(actions, axis=0))
-        too_far = steps > self._farthest * (1 + 1e-9) + 1e-12
+        steps, sizes = np.abs(np.diff(actions, axis=0)), np.abs(actions)
+        rounding = np.spacing(np.maximum(sizes[1:], sizes[:-1]))
+        too_far = steps > self._farthest * (1 + 1e-9) + rounding
         if not (below.any() or above.any() or too_far.any()):
             return None
         return Violations(
