@@ -221,20 +221,18 @@ def dequantised_otherwise(model: Any, factor: float) -> None:
         (dequantised_otherwise, 1.02),
     ],
 )
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_wrong_scale_is_noticed(family: Family, spoil: Callable[[Any, Any], None], by: float) -> None:
-    model, batch, network = prefix_model(family), batch_of(family, [12, 4]), emulation(family)
+def test_a_wrong_scale_is_noticed(spoil: Callable[[Any, Any], None], by: float) -> None:
+    model, batch, network = prefix_model("pi05"), batch_of("pi05", [12, 4]), emulation("pi05")
     inputs, expected = prefix_inputs(network, batch), caches(network, batch)
     assert distance(run(model, inputs), expected, [20, 12]) < TOLERANCE
     spoil(model, by)
     assert distance(run(model, inputs), expected, [20, 12]) > 2 * TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_calibration_finds_what_the_graph_shows(family: Family) -> None:
+def test_calibration_finds_what_the_graph_shows() -> None:
     """The float32 graph's own inputs of products, over the same observations."""
-    config = tiny_config(family)
-    model = prefix_model(family, GraphForm(2))
+    config = tiny_config("pi05")
+    model = prefix_model("pi05", GraphForm(2))
     network = Pi0.from_openpi_weights(config, random_weights(config))
     sources = {
         f"vlm.layers.{layer}.{MODULES[product][0]}.weight.transposed": (layer, product)
@@ -249,7 +247,7 @@ def test_calibration_finds_what_the_graph_shows(family: Family) -> None:
     model.graph.output.extend(
         onnx.helper.make_empty_tensor_value_info(name) for name in sorted(set(found.values()))
     )
-    batch = batch_of(family, [12])
+    batch = batch_of("pi05", [12])
     values = run(model, prefix_inputs(network, batch))
     inputs = dataclasses.replace(
         model_inputs(batch), images=batch.images[0, :2].permute(0, 2, 3, 1).contiguous().numpy()
@@ -260,15 +258,14 @@ def test_calibration_finds_what_the_graph_shows(family: Family) -> None:
 
 
 @pytest.mark.parametrize("form", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_types_are_what_a_strongly_typed_network_needs(family: Family, form: GraphForm) -> None:
+def test_types_are_what_a_strongly_typed_network_needs(form: GraphForm) -> None:
     """From onnx's own strict inference, which refuses unlike types."""
     proto = onnx.TensorProto
     kind = proto.BFLOAT16 if form is BFLOAT16 else proto.FLOAT
-    model = onnx.load(prefix_path(family, form), load_external_data=False)
+    model = onnx.load(prefix_path("pi05", form), load_external_data=False)
     assert [entry.version for entry in model.opset_import] == [19]
     types = element_types(model)
-    scales = {item.name: item for item in prefix_model(family, form).graph.initializer}
+    scales = {item.name: item for item in prefix_model("pi05", form).graph.initializer}
     count: collections.Counter[str] = collections.Counter()
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear":

@@ -23,7 +23,7 @@ from vlad_configs.models import ModelConfig
 from vlad_engines.backends.tensorrt.cache import write_atomically
 from vlad_engines.export.exporter import GraphExporter
 from vlad_engines.export.fingerprint import weights_digest
-from vlad_engines.export.spec import COMPONENTS, Component, GraphForm
+from vlad_engines.export.spec import Component, GraphForm
 from vlad_engines.float8.calibration import Calibration
 from vlad_engines.float8.calibrator import Calibrator
 
@@ -62,6 +62,7 @@ class CheckpointGraphs:
         calibrate = None if calibrator is None else lambda: self._calibration(calibrator)
         self._exporter = GraphExporter(model, weights, form, calibrate)
         self._calibrated: Calibration | None = None
+        self._digests: dict[Component, str] = {}
 
     @property
     def model(self) -> ModelConfig:
@@ -89,6 +90,18 @@ class CheckpointGraphs:
 
     def graph_digest(self, component: Component) -> str:
         """See `GraphSource`."""
+        if component not in self._digests:
+            recipe = {
+                "form": self._form.to_json(),
+                "calibration": self.calibration if self._form.float8(component) else None,
+                **self._recipe(),
+            }
+            path = self._path(f"graph-{component}", recipe)
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                self._digests[component] = str(json.loads(path.read_text("utf-8"))["digest"])
+        if component not in self._digests:
+            self._digests[component] = self._exporter.digest(component)
+            self._remember(path, {"digest": self._digests[component]})
         return self._digests[component]
 
     @contextlib.contextmanager
@@ -114,17 +127,6 @@ class CheckpointGraphs:
         gc.collect()
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()
-
-    @functools.cached_property
-    def _digests(self) -> Mapping[Component, str]:
-        recipe = {"form": self._form.to_json(), "calibration": self.calibration, **self._recipe()}
-        path = self._path("graphs", recipe)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            remembered = json.loads(path.read_text("utf-8"))
-            return {component: str(remembered[component]) for component in COMPONENTS}
-        digests = {component: self._exporter.digest(component) for component in COMPONENTS}
-        self._remember(path, digests)
-        return digests
 
     def _calibration(self, calibrator: Calibrator) -> Calibration:
         if self._calibrated is None:
