@@ -20,7 +20,6 @@ from tests.support.tiny_networks import PaddedBatch, model_inputs, padded_batch,
 from vlad_configs.errors import ConfigError
 from vlad_configs.fidelity import fidelity_thresholds
 from vlad_configs.models import Family
-from vlad_engines.export.bundle import read_bundle
 from vlad_engines.export.exporter import GraphExporter, export_bundle
 from vlad_engines.export.spec import GraphForm
 from vlad_engines.float8.calibration import PRODUCTS, Calibration, LayerPeaks, Product
@@ -343,19 +342,11 @@ def test_weights_without_content_have_scales_above_zero(tmp_path: pathlib.Path) 
             assert np.isfinite(onnx.numpy_helper.to_array(item).astype(np.float32)).all(), item.name
 
 
-def test_the_folder_says_what_it_was_calibrated_with(tmp_path: pathlib.Path) -> None:
-    config = tiny_config("pi05")
-    written = export_bundle(config, random_weights(config), BFLOAT16, tmp_path, None, calibration("pi05"))
-    assert read_bundle(tmp_path) == written
-    assert written.calibration == calibration("pi05")
-
-
 @pytest.mark.parametrize(
     ("form", "given", "message"),
     [
         (FLOAT32, None, "a calibration belongs to graphs with float8 products, and to no others"),
         (GraphForm(2), Calibration(()), "a calibration belongs to graphs with float8 products"),
-        (FLOAT32, Calibration(()), "is of 0 layers, this network needs one of 2"),
     ],
 )
 def test_form_and_calibration_that_contradict_each_other(
@@ -364,3 +355,10 @@ def test_form_and_calibration_that_contradict_each_other(
     config = tiny_config("pi05")
     with pytest.raises(ConfigError, match=message):
         export_bundle(config, random_weights(config), form, tmp_path, None, given)
+
+
+def test_a_calibration_of_another_network_is_refused() -> None:
+    config = tiny_config("pi05")
+    exporter = GraphExporter(config, random_weights(config), FLOAT32, lambda: Calibration(()))
+    with pytest.raises(ConfigError, match="is of 0 layers, this network needs one of 2"):
+        exporter.digest("prefix")
