@@ -100,9 +100,9 @@ def network_config(args: argparse.Namespace) -> ModelConfig:
     )
 
 
-def make_cases(config: ModelConfig, cameras: int) -> list[tuple[ModelInputs, Array]]:
+def make_cases(config: ModelConfig, cameras: int, seed: int = 0) -> list[tuple[ModelInputs, Array]]:
     """Requests with prompts that are short, middling and as long as can be."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     size, longest = config.siglip.image_size, config.max_token_len
     cases = []
     for length in (1, longest // 2, longest):
@@ -126,13 +126,19 @@ def export_network(args: argparse.Namespace) -> int:
     from vlad_engines.checkpoint.random_weights import RandomWeights
     from vlad_engines.export.exporter import export_bundle
     from vlad_engines.fidelity.reference import strict_float32, trace_model
+    from vlad_engines.float8.calibrator import Calibrator
     from vlad_engines.model.pi0 import Pi0
 
     config = network_config(args)
     weights = RandomWeights(config, args.device)
     began = time.monotonic()
     form = parse_arithmetic(args.precision).form(args.num_steps, args.denoise)
-    export_bundle(config, weights, form, args.folder, _say)
+    calibration = None
+    if form.prefix_float8:
+        # With other requests than those that the engines are compared with.
+        others = [inputs for inputs, _ in make_cases(config, args.cameras, seed=1)]
+        calibration = Calibrator(config, weights, others, args.device)()
+    export_bundle(config, weights, form, args.folder, _say, calibration)
     print(f"exported in {time.monotonic() - began:.0f} s", flush=True)
     arrays: dict[str, Any] = {}
     with strict_float32():
@@ -182,6 +188,7 @@ def run_engines(args: argparse.Namespace) -> int:
     arithmetic = parse_arithmetic(args.precision)
     tensorrt.check_arithmetic(arithmetic)
     device = open_device(args.device)
+    arithmetic.check_gpu(device.name, device.compute_capability)
     print(f"TensorRT {tensorrt.version} on {device.name} {device.compute_capability}", flush=True)
     result: dict[str, Any] = {
         "tensorrt": tensorrt.version,
@@ -250,7 +257,13 @@ def backend_parts(args: argparse.Namespace, cameras: int) -> tuple[ModelConfig, 
     from vlad_engines.backends.tensorrt.graph_source import BundleGraphs
 
     bundle = read_bundle(args.folder)
-    options = BackendOptions(bundle.form.num_steps, args.precision, args.device, camera_counts=(cameras,))
+    options = BackendOptions(
+        bundle.form.num_steps,
+        args.precision,
+        args.device,
+        camera_counts=(cameras,),
+        engine_dir=str(args.engines),
+    )
     plans = BuiltPlans(EngineCache(args.engines), BundleGraphs(bundle), levels(args.level))
     return bundle.model, options, plans
 

@@ -118,6 +118,8 @@ class ServeConfig:
             raise ConfigError(f"--engine-dir is for TensorRT's backends, not for '{self.backend}'")
         if self.calibration is not None and "fp8" not in precisions:
             raise ConfigError("--calibration is for --precision fp8")
+        if self.calibration is not None and self.engine_dir is not None:
+            raise ConfigError("engines of --engine-dir are calibrated already: leave --calibration out")
         if self.devices and self.device is not None:
             raise ConfigError("--device and --devices contradict each other; give one of them")
         if self.max_waiting < 1:

@@ -24,7 +24,7 @@ from vlad_engines.checkpoint.policy_checkpoint import PolicyCheckpoint, open_pol
 from vlad_engines.device_memory import device_memory
 from vlad_engines.fidelity.cache import FidelityCache
 from vlad_engines.fidelity.gate import LoadedPolicy, admit
-from vlad_engines.fidelity.observations import calibration_observations
+from vlad_engines.fidelity.observations import calibration_inputs
 from vlad_engines.model.euler import euler_schedule
 from vlad_engines.overlap.meter import OverlapReport
 from vlad_engines.pending_chunk import PendingChunk, PreparedRequest, computed_now, make_reply
@@ -109,7 +109,10 @@ class UnifiedPolicy:
             SentencePieceTokenizer(checkpoint.tokenizer, checkpoint.contract.model.vocab_size),
             default_prompt,
         )
+        if calibration is not None and engine_dir is not None:
+            raise ConfigError("engines in engine_dir are calibrated already: leave calibration out")
         is_fp8 = precision is not None and "fp8" in parse_precision(precision).values()
+        needs_calibration = is_fp8 and engine_dir is None
         self._options = _backend_options(
             checkpoint,
             backend,
@@ -119,7 +122,9 @@ class UnifiedPolicy:
             device,
             batch_sizes,
             engine_dir,
-            self._calibration_inputs(calibration) if is_fp8 else (),
+            calibration_inputs(self._processor, self._contract.environment, calibration)
+            if needs_calibration
+            else (),
             None if token_pruning is None else TokenPruning.from_json(token_pruning),
         )
         report("loading the weights", 0.1)
@@ -356,10 +361,6 @@ class UnifiedPolicy:
     def _check_count(self, count: int) -> None:
         if count not in self.batch_sizes:
             raise ConfigError(f"{count} observations at once; this policy takes {list(self.batch_sizes)}")
-
-    def _calibration_inputs(self, path: str | None) -> list[ModelInputs]:
-        observations = calibration_observations(path, self._contract.environment)
-        return [self._processor.prepare(observation) for observation in observations]
 
     def _prepare(
         self,

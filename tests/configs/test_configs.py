@@ -78,6 +78,11 @@ def test_pi05_libero_never_sees_the_state() -> None:
         ({"max_message_bytes": 10}, "--max-message-bytes"),
         ({"hang_s": 0.0}, "--hang-seconds"),
         ({"drain_s": -1.0}, "drain_s"),
+        ({"calibration": "some.mcap"}, "--calibration is for --precision fp8"),
+        (
+            {"backend": "tensorrt", "precision": "fp8", "engine_dir": "e", "calibration": "some.mcap"},
+            "calibrated already: leave --calibration out",
+        ),
     ],
 )
 def test_serving_options_that_cannot_work_are_refused(change: dict[str, Any], word: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from vlad_client.websocket_client_policy import WebsocketClientPolicy
 from vlad_engines.backends.tensorrt import build_cli
 from vlad_engines.backends.tensorrt.api import TensorRt
 from vlad_engines.export import cli as export_cli
+from vlad_engines.export.bundle import read_bundle
 from vlad_engines.unified_policy import UnifiedPolicy
 
 STEPS = 2
@@ -25,27 +27,40 @@ STEPS = 2
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
     """A cache folder with the demo, and `engines` that were built of it and checked."""
-    folder = tmp_path_factory.mktemp("cache")
-    device = HostDevice()
+    with built_and_checked(tmp_path_factory.mktemp("cache"), "8.6.0", "fp32") as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def built_and_checked(folder: pathlib.Path, version: str, precision: str) -> Iterator[pathlib.Path]:
+    device = HostDevice(compute_capability="8.9")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLAD_CACHE_DIR", str(folder))
-        patch.setattr(build_cli, "load_tensorrt", lambda: TensorRt(make_tensorrt("8.6.0", device)))
+        patch.setattr(build_cli, "load_tensorrt", lambda: TensorRt(make_tensorrt(version, device)))
         patch.setattr(build_cli, "open_device", lambda name: device)
-        export_cli.run(export_cli.Args("demo", folder / "graphs", env="LIBERO", num_steps=STEPS))
-        report = build_cli.run(build_cli.Args(str(folder / "graphs"), folder / "engines", cameras="2"))
+        export = export_cli.Args(
+            "demo", folder / "graphs", env="LIBERO", num_steps=STEPS, precision=precision
+        )
+        export_cli.run(export)
+        build = build_cli.Args(str(folder / "graphs"), folder / "engines", cameras="2", precision=precision)
+        report = build_cli.run(build)
         assert report is not None
         assert report.passed, report.table()
         yield folder
 
 
 def robot(
-    cache: pathlib.Path, engines: pathlib.Path, *args: str, backend: str = "tensorrt"
+    cache: pathlib.Path,
+    engines: pathlib.Path,
+    *args: str,
+    backend: str = "tensorrt",
+    version: str = "8.6.0",
 ) -> contextlib.AbstractContextManager[Daemon]:
     return start_daemon(
         *("--env", "LIBERO", "--checkpoint", "demo", "--num-steps", str(STEPS)),
         *("--backend", backend, "--engine-dir", str(engines), *args),
         module="tests.support.robot_daemon",
-        env={"VLAD_CACHE_DIR": str(cache)},
+        env={"VLAD_CACHE_DIR": str(cache), "STAND_IN_TENSORRT": version},
     )
 
 
@@ -66,6 +81,29 @@ def test_prebuilt_engines_are_served_without_torch_and_onnx(cache: pathlib.Path,
     assert metadata["fidelity"]["remembered"]
     for component in metadata["components"].values():
         assert (component["engine"], component["version"]) == ("tensorrt", "TensorRT 8.6.0")
+
+
+def test_engines_in_fp8_are_served_with_the_calibration_of_their_export(tmp_path: pathlib.Path) -> None:
+    observation, version = libero_observation(), "11.4.0.106"
+    with (
+        built_and_checked(tmp_path, version, "fp8") as cache,
+        robot(cache, cache / "engines", "--precision", "fp8", version=version) as daemon,
+    ):
+        daemon.wait_ready()
+        client = WebsocketClientPolicy("127.0.0.1", daemon.port)
+        reply = client.infer({**observation, "vlad/seed": 7})
+        metadata = client.get_server_metadata()
+        client.close()
+    expected = UnifiedPolicy("demo", num_denoising_steps=STEPS, device="cpu").infer(observation, seed=7)
+    difference = np.abs(reply["actions"] - expected["actions"])
+    assert 0 < difference.max() < 0.1 * np.abs(expected["actions"]).max()
+    precisions = {name: part["precision"] for name, part in metadata["components"].items()}
+    assert precisions == {"vision": "bf16", "prefix": "fp8", "denoise": "bf16"}
+    assert metadata["fidelity"]["passed"]
+    calibration = read_bundle(tmp_path / "graphs").calibration
+    (manifest,) = (tmp_path / "engines").glob("prefix-*.json")
+    assert calibration is not None
+    assert json.loads(manifest.read_text())["identity"]["calibration"] == calibration.digest
 
 
 def refusal(daemon: Daemon) -> str:

@@ -189,6 +189,7 @@ def test_unknown_options_are_named_with_the_known_ones(libero: pathlib.Path) -> 
         ({"precision": "int4"}, "precision must be one of fp32, tf32, .* not 'int4'"),
         ({"precision": "fp16"}, "backend 'pytorch' computes in fp32 or bf16, not fp16"),
         ({"engine_dir": "engines"}, "engine_dir is for TensorRT's backends, not for 'pytorch'"),
+        ({"engine_dir": "engines", "calibration": "some.mcap"}, "calibrated already: leave calibration out"),
         ({"device": "tpu"}, "device must be"),
         ({"env": "KITCHEN"}, "unknown environment 'KITCHEN'"),
         ({"config": "pi05_kitchen"}, "config 'pi05_kitchen' not found"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.util
 import json
@@ -52,6 +53,19 @@ def test_both_steps_end_with_a_result(script: Any, tmp_path: pathlib.Path) -> No
     assert result["starts"].keys() == {"first", "second", "without graphs"}
     assert json.loads((tmp_path / "prefix-layers.json").read_text()) == {"Layers": []}
     assert result["latency_ms"]["second"]["wall"]["p50"] > 0
+
+
+def test_graphs_in_fp8_bring_their_calibration(script: Any, tmp_path: pathlib.Path) -> None:
+    options = ("--device", "cpu", "--num-steps", "1", "--precision", "fp8")
+    assert script.main(["export", str(tmp_path), *options]) == 0
+    assert script.read_bundle(tmp_path).calibration is not None
+    parts = script.backend_parts(
+        argparse.Namespace(
+            folder=tmp_path, engines=tmp_path / "engines", precision="fp8", device="cuda", level="0"
+        ),
+        2,
+    )
+    assert parts[1].precision == "fp8"
 
 
 def test_engines_that_compute_something_else_fail(

@@ -2,8 +2,8 @@
 
 `HostDevice` keeps the order that CUDA keeps and no more: work is only done when somebody waits for it, so a
 missing wait shows as wrong numbers. Fresh memory holds NaN. `make_tensorrt` is a module with the interface of
-one TensorRT version, as far as `bindings` names it; its plans are ONNX graphs, run by onnxruntime on the
-addresses that contexts were given.
+one TensorRT version, as far as `bindings` names it; its plans are ONNX graphs, run by onnxruntime, or by onnx
+itself where there is bfloat16, on the addresses that contexts were given.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
 import onnxruntime
 
 from vlad_configs.errors import EngineError
@@ -119,10 +120,12 @@ class HostDevice:
     """See `vlad_engines.backends.tensorrt.device.Device`."""
 
     name = "host"
-    compute_capability = "0.0"
 
-    def __init__(self, multiprocessors: int = 0, can_be_parted: bool = True) -> None:
+    def __init__(
+        self, multiprocessors: int = 0, can_be_parted: bool = True, compute_capability: str = "0.0"
+    ) -> None:
         self.multiprocessors = multiprocessors
+        self.compute_capability = compute_capability
         self._can_be_parted = can_be_parted
         self._handles = itertools.count(1)
         self.streams: dict[int, HostStream] = {}
@@ -184,7 +187,12 @@ def _enumeration(name: str, members: str) -> Any:
     return enum.IntEnum(name, members.split(), start=0)
 
 
-_NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32}
+_NUMPY: dict[str, Any] = {
+    "FLOAT": np.float32,
+    "HALF": np.float16,
+    "INT32": np.int32,
+    "BF16": onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16),
+}
 _ONNX = {
     onnx.TensorProto.FLOAT: "FLOAT",
     onnx.TensorProto.FLOAT16: "HALF",
@@ -192,6 +200,19 @@ _ONNX = {
     onnx.TensorProto.INT32: "INT32",
 }
 SCRATCH_BYTES = 512
+
+
+def _runner(model: onnx.ModelProto) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    if any(item.data_type == onnx.TensorProto.BFLOAT16 for item in model.graph.initializer):
+        # onnxruntime's processor kernels do not know it.
+        evaluator = onnx.reference.ReferenceEvaluator(model)
+        return lambda feed: dict(zip(evaluator.output_names, evaluator.run(None, feed), strict=True))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    names = [entry.name for entry in session.get_outputs()]
+    return lambda feed: dict(zip(names, session.run(names, feed), strict=True))
 
 
 def make_tensorrt(version: str, device: HostDevice) -> Any:
@@ -341,10 +362,7 @@ def make_tensorrt(version: str, device: HostDevice) -> Any:
             self.profiles = header["profiles"]
             self.taken: set[int] = set()
             self.model = onnx.load(io.BytesIO(plan[4 + length :]))
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1
-            options.log_severity_level = 3
-            self.session = onnxruntime.InferenceSession(self.model.SerializeToString(), options)
+            self.run = _runner(self.model)
             graph = self.model.graph
             self.tensors = {
                 value.name: (mode, _ONNX[value.type.tensor_type.elem_type])
@@ -412,8 +430,7 @@ def make_tensorrt(version: str, device: HostDevice) -> Any:
                     dtype = np.dtype(_NUMPY[engine.tensors[name][1]])
                     size = int(np.prod(shape)) * dtype.itemsize
                     feed[name] = at(addresses[name], size).view(dtype).reshape(shape)
-                names = [entry.name for entry in engine.session.get_outputs()]
-                for name, value in zip(names, engine.session.run(names, feed), strict=True):
+                for name, value in engine.run(feed).items():
                     at(addresses[name], value.nbytes)[:] = value.reshape(-1).view(np.uint8)
 
             device.streams[stream_handle].enqueue(run)

@@ -20,6 +20,8 @@ class OnnxRunner:
     def __init__(self, bundle: Bundle) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        # It takes float8 between these for int8, which it could multiply at once.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         self._form = bundle.form
         self._sessions: dict[Component, Any] = {
             component: onnxruntime.InferenceSession(

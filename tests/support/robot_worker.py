@@ -1,9 +1,11 @@
 """The engine worker as on a robot's computer, which has neither torch nor onnx, over stand-ins for TensorRT
-and the GPU. Whatever of ours asks for a package that such a computer lacks is told that it is not there."""
+and the GPU. Whatever of ours asks for a package that such a computer lacks is told that it is not there. The
+version of TensorRT is that of STAND_IN_TENSORRT, or 8.6.0."""
 
 from __future__ import annotations
 
 import builtins
+import os
 import sys
 from typing import Any
 
@@ -39,8 +41,9 @@ def main() -> None:
     from vlad_engines import worker
     from vlad_engines.backends.tensorrt import backend
 
-    device = HostDevice()
-    sys.modules["tensorrt"] = make_tensorrt("8.6.0", device)
+    device = HostDevice(compute_capability="8.9")
+    version = os.environ.get("STAND_IN_TENSORRT", "8.6.0")
+    sys.modules["tensorrt"] = make_tensorrt(version, device)
     backend.open_device = lambda name: device  # type: ignore[assignment,return-value]
     worker.main()
 

@@ -39,7 +39,8 @@ class BackendOptions:
         batch_sizes: numbers of requests that may be computed together, likewise.
         image_dtype: of the requests' images, as `ModelInputs` holds them.
         engine_dir: folder of prebuilt engines, for backends that have such; None to build what is missing.
-        calibration: observations from which `fp8` learns how large activations become.
+        calibration: observations from which `fp8` learns how large activations become. Engines in
+            `engine_dir` have learnt it already.
         pruning: which image tokens the prefix keeps; None for all. A part of every key under which graphs
             or engines are kept, since their shapes follow from it. Only for backends in
             `registry.PRUNING_BACKENDS`.
@@ -59,7 +60,8 @@ class BackendOptions:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ConfigError(f"num_steps must be at least 1, not {self.num_steps}")
-        if "fp8" in parse_precision(self.precision).values() and not self.calibration:
+        is_fp8 = "fp8" in parse_precision(self.precision).values()
+        if is_fp8 and not self.calibration and self.engine_dir is None:
             raise ConfigError("precision 'fp8' needs observations for its calibration")
         if self.image_dtype not in ("uint8", "float32"):
             raise ConfigError(f"image_dtype must be 'uint8' or 'float32', not {self.image_dtype!r}")

@@ -12,10 +12,11 @@ from vlad_configs.errors import ConfigError, VladError
 from vlad_configs.models import ModelConfig
 from vlad_engines.export.fingerprint import file_digest
 from vlad_engines.export.spec import COMPONENTS, Component, GraphForm
+from vlad_engines.float8.calibration import Calibration
 
 BUNDLE_FILE = "bundle.json"
 REFERENCE_FILE = "reference.npz"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Bundle:
     Attributes:
         weights_digest: of the checkpoint's tensors, `fingerprint.weights_digest`.
         exporter: name and version of what traced the graphs.
+        calibration: of what is float8 in `form`; None where nothing is.
+
+    Raises:
+        ConfigError: where form and calibration contradict each other.
     """
 
     folder: pathlib.Path
@@ -49,6 +54,11 @@ class Bundle:
     weights_digest: str
     exporter: str
     graphs: Mapping[Component, GraphFile]
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        if self.form.prefix_float8 != (self.calibration is not None):
+            raise ConfigError("a calibration belongs to graphs with float8 products, and to no others")
 
     def path(self, component: Component) -> pathlib.Path:
         """The ONNX file of a component."""
@@ -67,6 +77,7 @@ class Bundle:
             "form": self.form.to_json(),
             "weights_digest": self.weights_digest,
             "exporter": self.exporter,
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
             "graphs": {name: dataclasses.asdict(graph) for name, graph in self.graphs.items()},
         }
         (self.folder / BUNDLE_FILE).write_text(json.dumps(content, indent=1), "utf-8")
@@ -106,6 +117,7 @@ def read_bundle(folder: pathlib.Path) -> Bundle:
     if content.get("format") != _FORMAT:
         raise ConfigError(f"{path} has format {content.get('format')!r}, this version reads {_FORMAT}")
     try:
+        calibration = content["calibration"]
         return Bundle(
             folder=folder,
             model=ModelConfig.from_json(content["model"]),
@@ -113,6 +125,7 @@ def read_bundle(folder: pathlib.Path) -> Bundle:
             weights_digest=content["weights_digest"],
             exporter=content["exporter"],
             graphs={name: GraphFile(**content["graphs"][name]) for name in COMPONENTS},
+            calibration=None if calibration is None else Calibration.from_json(calibration),
         )
     except (KeyError, TypeError, AttributeError, VladError) as error:
         raise ConfigError(f"{path} is unreadable: {error}") from error

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vlad_configs.errors import CheckpointError
 from vlad_engines.export.spec import GraphSpec, TensorSpec
+from vlad_engines.float8.scales import FLOAT8
 
 OPSET = 17
 """The newest that TensorRT 8.6 reads completely."""
@@ -39,18 +40,24 @@ _ONNX = {
     torch.float16: onnx.TensorProto.FLOAT16,
     torch.bfloat16: onnx.TensorProto.BFLOAT16,
     torch.int32: onnx.TensorProto.INT32,
+    FLOAT8: onnx.TensorProto.FLOAT8E4M3FN,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Initializer:
-    """A tensor that a graph reads: which one of the module, and whether the graph wants it transposed."""
+    """A tensor that a graph reads: which one of the module, and what the graph wants of it.
+
+    Attributes:
+        convert: makes a tensor of `dtype` of the module's tensor, before that is transposed.
+    """
 
     name: str
     source: str
     transposed: bool
     dtype: torch.dtype
     shape: tuple[int, ...]
+    convert: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to
 
     @property
     def size_bytes(self) -> int:
@@ -66,7 +73,7 @@ class TracedGraph:
     initializers: tuple[Initializer, ...]
 
 
-def trace_graph(module: nn.Module, spec: GraphSpec) -> TracedGraph:
+def trace_graph(module: nn.Module, spec: GraphSpec, opset: int = OPSET) -> TracedGraph:
     """Trace a module whose parameters are on the meta device.
 
     Its parameters and persistent buffers become initializers; a matrix that the graph only uses transposed
@@ -88,7 +95,7 @@ def trace_graph(module: nn.Module, spec: GraphSpec) -> TracedGraph:
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             dynamic_axes=_dynamic_axes((*spec.inputs, *spec.outputs)),
-            opset_version=OPSET,
+            opset_version=opset,
             dynamo=False,
             do_constant_folding=False,
             export_params=False,
@@ -123,7 +130,7 @@ def write_graph(graph: TracedGraph, path: pathlib.Path, values: Callable[[str], 
     weights = weights_file(path)
     with weights.open("wb") as file:
         for initializer, offset in _layout(graph):
-            value = values(initializer.source).detach().to("cpu", initializer.dtype)
+            value = initializer.convert(values(initializer.source).detach().cpu(), initializer.dtype)
             value = (value.t() if initializer.transposed else value).contiguous()
             if tuple(value.shape) != initializer.shape:
                 raise CheckpointError(

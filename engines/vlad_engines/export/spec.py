@@ -53,6 +53,8 @@ class GraphForm:
             integration are float32 in every form. The prefix may not be float16: its activations exceed
             float16's range in trained networks.
         denoise_form: `step` for one Euler step, run N times, or `unrolled` for all N in one graph.
+        prefix_float8: the large products of the prefix multiply float8 (see `vlad_engines.float8`); what
+            goes into and comes out of them, and everything else, is as `prefix` says.
     """
 
     num_steps: int
@@ -60,6 +62,7 @@ class GraphForm:
     prefix: GraphDtype = "float32"
     denoise: GraphDtype = "float32"
     denoise_form: DenoiseForm = "step"
+    prefix_float8: bool = False
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -74,11 +77,17 @@ class GraphForm:
             raise ConfigError("the prefix cannot be computed in float16: its activations exceed the range")
         if self.denoise_form not in get_args(DenoiseForm):
             raise ConfigError(f"denoise_form must be 'step' or 'unrolled', not {self.denoise_form!r}")
+        if not isinstance(self.prefix_float8, bool):
+            raise ConfigError(f"prefix_float8 must be true or false, not {self.prefix_float8!r}")
 
     def dtype(self, component: Component) -> GraphDtype:
         """The dtype of a component's matrix products."""
         dtype: GraphDtype = getattr(self, component)
         return dtype
+
+    def float8(self, component: Component) -> bool:
+        """Whether a component's graph has products in float8, and so depends on a calibration."""
+        return component == "prefix" and self.prefix_float8
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; `from_json` reads them back."""

@@ -16,6 +16,7 @@ from vlad_engines.fidelity.cache import FidelityCache, check_digest
 from vlad_engines.fidelity.check import check_backend
 from vlad_engines.fidelity.observations import FidelityCase, make_cases, synthetic_observations
 from vlad_engines.fidelity.report import FidelityReport
+from vlad_engines.float8.calibration import inputs_digest
 from vlad_engines.processing.processor import Processor
 
 if TYPE_CHECKING:
@@ -117,7 +118,10 @@ def _report(
         contract.model,
         cases,
         backend=policy.backend_name,
-        options=dataclasses.asdict(options),
+        options={
+            **{field.name: getattr(options, field.name) for field in dataclasses.fields(options)},
+            "calibration": inputs_digest(options.calibration),
+        },
         components=policy.backend.describe(),
         device=options.device,
     )

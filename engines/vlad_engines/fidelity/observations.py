@@ -85,6 +85,18 @@ def calibration_observations(path: str | None, environment: Environment) -> tupl
     return synthetic_observations(environment, 3 * DEFAULT_OBSERVATIONS)[DEFAULT_OBSERVATIONS:]
 
 
+def calibration_inputs(
+    processor: Processor, environment: Environment, path: str | None = None
+) -> tuple[ModelInputs, ...]:
+    """`calibration_observations` as the network takes them.
+
+    Raises:
+        ConfigError: for a file that cannot be read, or holds nothing of this robot.
+        ObservationError: for an observation that the processor refuses.
+    """
+    return tuple(map(processor.prepare, calibration_observations(path, environment)))
+
+
 def recorded_observations(path: str | pathlib.Path, environment: Environment) -> tuple[dict[str, Any], ...]:
     """Read observations from a recording of the daemon or from a npz file.
 

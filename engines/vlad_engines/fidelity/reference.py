@@ -49,7 +49,7 @@ def compute_reference(
             f"the float32 reference of the fidelity check does not fit on {device}: {error}"
         ) from error
     finally:
-        _free_device_memory(device)
+        free_device_memory(device)
     return Reference(tuple(cases), traces, num_steps)
 
 
@@ -68,7 +68,7 @@ def trace_model(
         pruning: of the backend that is compared; the reference selects by its own float32 tokens.
     """
     device = model.rope_cos.device
-    observation = _observation(inputs, device)
+    observation = as_observation(inputs, device)
     prefix = model.embed_prefix(observation)
     vision_length = len(inputs.cameras) * model.config.siglip.num_tokens
     vision_tokens = prefix.embeddings[:, :vision_length]
@@ -101,7 +101,8 @@ def strict_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _observation(inputs: ModelInputs, device: torch.device) -> Observation:
+def as_observation(inputs: ModelInputs, device: torch.device) -> Observation:
+    """One request as the network takes it."""
     images = torch.from_numpy(np.ascontiguousarray(inputs.images)).to(device)
     pixels = images.permute(0, 3, 1, 2).float()
     if images.dtype == torch.uint8:
@@ -121,7 +122,8 @@ def _host(tensor: Tensor) -> npt.NDArray[np.float32]:
     return array
 
 
-def _free_device_memory(device: str) -> None:
+def free_device_memory(device: str) -> None:
+    """Let torch give memory back that nobody holds any more."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()

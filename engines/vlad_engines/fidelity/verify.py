@@ -12,7 +12,7 @@ from vlad_engines.checkpoint.open_weights import open_weights
 from vlad_engines.checkpoint.policy_checkpoint import PolicyCheckpoint, open_policy_checkpoint
 from vlad_engines.fidelity.check import check_backend
 from vlad_engines.fidelity.observations import (
-    calibration_observations,
+    calibration_inputs,
     make_cases,
     recorded_observations,
     synthetic_observations,
@@ -65,8 +65,7 @@ def verify_checkpoint(
     steps = contract.num_denoising_steps if num_steps is None else num_steps
     weights = open_weights(opened, device)
     reference = compute_reference(contract.model, weights, cases, steps, device)
-    drawn = calibration_observations(None, contract.environment)
-    calibration = [processor.prepare(observation) for observation in drawn]
+    calibration = calibration_inputs(processor, contract.environment)
     camera_counts = tuple(sorted({len(case.inputs.cameras) for case in cases}))
     for candidate in candidates:
         options = BackendOptions(

@@ -10,6 +10,7 @@ from vlad_configs.errors import ConfigError
 from vlad_configs.models import ModelConfig
 from vlad_engines.backends.base import BackendOptions
 from vlad_engines.backends.registry import create_backend
+from vlad_engines.float8.scales import MOST
 
 pytest.importorskip("triton", reason="triton is not installed: it comes with torch for CUDA, or alone")
 
@@ -20,7 +21,7 @@ on_gpu = pytest.mark.skipif(
 
 
 def test_a_quantised_matrix_multiplies_like_the_original() -> None:
-    from vlad_engines.backends.triton.prefix_fp8 import MOST, Quantised
+    from vlad_engines.backends.triton.prefix_fp8 import Quantised
 
     generator = torch.Generator().manual_seed(0)
     # Rows of very different size, as a checkpoint has them: one scale for all would lose the small ones.
@@ -36,7 +37,7 @@ def test_a_quantised_matrix_multiplies_like_the_original() -> None:
 
 
 def test_an_input_twice_as_large_as_in_calibration_still_fits() -> None:
-    from vlad_engines.backends.triton.prefix_fp8 import MOST, Quantised
+    from vlad_engines.backends.triton.prefix_fp8 import Quantised
 
     quantised = Quantised.of(torch.ones(16, 16), 3.0)
     assert 2 * 3.0 * quantised.factor == pytest.approx(MOST)

@@ -54,7 +54,7 @@ def test_a_folder_without_description_is_refused(tmp_path: pathlib.Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 0}, "has format 0, this version reads 1"),
+        ({"format": 0}, "has format 0, this version reads 2"),
         ({"model": {}}, "is unreadable"),
         ({"form": {"num_steps": 0}}, "num_steps must be at least 1"),
         ({"graphs": {}}, "is unreadable"),

@@ -202,6 +202,32 @@ def test_bfloat16_products_and_float32_islands() -> None:
         assert products[onnx.TensorProto.BFLOAT16] > 10, component
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rotations_and_the_integration_are_float32_in_bfloat16_graphs(family: Family) -> None:
+    """A strongly typed network computes in the types of its graph, so these have to be in there."""
+    exported_bundle = bundle(family, GraphForm(2, "bfloat16", "bfloat16", "bfloat16"))
+    for component in ("prefix", "denoise"):
+        model = onnx.load(exported_bundle.path(component), load_external_data=False)
+        types = element_types(model)
+        angles, rotations = {"rope_cos", "rope_sin"}, 0
+        for node in model.graph.node:
+            if node.op_type in ("Slice", "Gather", "Unsqueeze") and node.input[0] in angles:
+                angles.add(node.output[0])
+            if node.op_type == "Mul" and angles.intersection(node.input):
+                assert {types[name] for name in node.input} == {onnx.TensorProto.FLOAT}, node.name
+                rotations += 1
+        # Queries and keys, two halves times two tables; of the prefix's last layer only the keys.
+        assert rotations == (5 if component == "prefix" else 6) * 4
+    makers = {node.output[0]: node for node in model.graph.node}
+    step = makers["x_next"]
+    assert step.op_type == "Add"
+    assert {types[name] for name in step.input} == {onnx.TensorProto.FLOAT}
+    assert "x_t" in step.input
+    (velocity,) = (makers[name] for name in step.input if name != "x_t")
+    assert velocity.op_type == "Mul"
+    assert {types[name] for name in velocity.input} == {onnx.TensorProto.FLOAT}
+
+
 def test_bfloat16_graphs_are_no_further_from_float32_than_pytorch_in_bfloat16() -> None:
     """In onnx's own evaluator, which knows bfloat16 where onnxruntime's processor kernels do not."""
     exported_bundle = bundle("pi05", GraphForm(STEPS, "bfloat16", "bfloat16", "bfloat16"))

@@ -15,6 +15,7 @@ from vlad_configs import fidelity as thresholds
 from vlad_configs.errors import ConfigError
 from vlad_configs.fidelity import FIDELITY_THRESHOLDS
 from vlad_engines import worker
+from vlad_engines.bench.case import RequestShape, model_inputs
 from vlad_engines.fidelity import gate
 from vlad_engines.fidelity import reference as float32
 from vlad_engines.fidelity.cache import FidelityCache
@@ -84,6 +85,23 @@ def test_another_policy_is_compared_anew(change: Mapping[str, Any]) -> None:
     candidate = UnifiedPolicy(**options)
     candidate.verify_fidelity()
     assert not candidate.metadata["fidelity"]["remembered"]
+
+
+@pytest.mark.usefixtures("fewer_observations")
+def test_another_calibration_is_compared_anew() -> None:
+    loaded = policy()._loaded
+    shape = RequestShape(1, 3)
+    for seed in (0, 1):
+        calibration = [model_inputs(loaded.checkpoint.contract.model, shape, seed)]
+        options = dataclasses.replace(loaded.options, calibration=calibration)
+        for remembered in (False, True):
+            result = gate.admit(
+                dataclasses.replace(loaded, options=options),
+                allow_low_fidelity=False,
+                progress=lambda stage, fraction: None,
+                cache=FidelityCache(),
+            )
+            assert result["remembered"] == remembered
 
 
 @pytest.mark.usefixtures("fewer_observations")

@@ -3,7 +3,7 @@
 | | 8.6 | 10, 11 |
 |---|---|---|
 | types of a network | float32 | those of the ONNX graph (strongly typed) |
-| bf16 | no | yes |
+| bf16, float8 products | no | yes |
 | progress of a build | no | `IProgressMonitor` |
 | timing cache of an earlier build | refused | taken |
 | scratch memory of a context | `device_memory` | `set_device_memory`, with its size |
@@ -56,7 +56,7 @@ LEGACY_ENUM_MEMBERS = {
     "NetworkDefinitionCreationFlag": ("EXPLICIT_BATCH",),
 }
 MODERN_ENUM_MEMBERS = {
-    "DataType": ("BF16",),
+    "DataType": ("BF16", "FP8"),  # FP8 only within graphs
     "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
     "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),
 }
@@ -115,15 +115,17 @@ class TensorRt:
         Raises:
             ConfigError: names the component and what to choose instead.
         """
-        for component in COMPONENTS:
-            wanted = arithmetic.of(component)
-            # Without strong typing a build that allows fp16 was seen to compute in float32 throughout.
-            if wanted in ("bf16", "fp16") and not self.strongly_typed:
-                reason = "has no bf16" if wanted == "bf16" else "is not held to fp16"
-                raise ConfigError(
-                    f"TensorRT {self.version} {reason}, which {component} shall use: choose "
-                    "--precision fp32, or install TensorRT 10.1 or newer"
-                )
+        if self.strongly_typed:
+            return
+        # Without strong typing a build that allows fp16 was seen to compute in float32 throughout.
+        missing = {"fp8": "has no fp8", "bf16": "has no bf16", "fp16": "is not held to fp16"}
+        for name, reason in missing.items():
+            for component in COMPONENTS:
+                if arithmetic.of(component) == name:
+                    raise ConfigError(
+                        f"TensorRT {self.version} {reason}, which {component} shall use: choose "
+                        "--precision fp32, or install TensorRT 10.1 or newer"
+                    )
 
     def flags(self, arithmetic: Arithmetic) -> tuple[str, ...]:
         """Names of all flags and tactic sources of a build, for the manifest."""

@@ -68,6 +68,7 @@ def create_as(
     tensorrt = load_tensorrt()
     tensorrt.check_arithmetic(arithmetic)
     device = open_device(options.device)
+    arithmetic.check_gpu(device.name, device.compute_capability)
     plans = choose_plans(config, weights, options, arithmetic)
     return kind(config, options, arithmetic, tensorrt, device, plans)
 
@@ -101,6 +102,7 @@ class TensorRtBackend:
         self._running: Running | None = None
         self._engine_files: dict[str, ComponentEngine] = {}
         self._attested: FidelityReport | None = None
+        self._calibration: str | None = None
         self._closed = False
 
     name = "tensorrt"
@@ -135,8 +137,8 @@ class TensorRtBackend:
             return running.look(key, int(np.count_nonzero(inputs.token_mask)))
 
     def describe(self) -> dict[str, Any]:
-        """See `base.Backend.describe`."""
-        return {
+        """See `base.Backend.describe`. A prefix in fp8 has its calibration, once the engines are there."""
+        parts: dict[str, Any] = {
             component: {
                 "engine": "tensorrt",
                 "precision": self._arithmetic.of(component),
@@ -145,6 +147,9 @@ class TensorRtBackend:
             }
             for component in COMPONENTS
         }
+        if self._calibration is not None:
+            parts["prefix"]["calibration"] = self._calibration
+        return parts
 
     @property
     def engine_files(self) -> Mapping[str, ComponentEngine]:
@@ -180,6 +185,7 @@ class TensorRtBackend:
             wanted = Engineering(self._config, self._options.num_steps, self._arithmetic, self._keys)
             plans = self._plans.provide(wanted, self._tensorrt, self._device, progress)
             self._plans = None  # the checkpoint's weights go with it
+            self._calibration = plans["prefix"].manifest.identity.calibration
             folder = plans["denoise"].folder
             self._attested = read_report(folder, {name: plan.manifest for name, plan in plans.items()})
             engines: dict[Component, LoadedEngine] = {}
@@ -293,6 +299,7 @@ def choose_plans(
     # Here and not above: a robot's computer with prebuilt engines has neither torch nor onnx.
     try:
         from vlad_engines.backends.tensorrt.checkpoint_graphs import CheckpointGraphs
+        from vlad_engines.float8.calibrator import Calibrator, calibration_device
     except ModuleNotFoundError as error:
         why = (
             f"\nbuilding engines needs the package '{error.name}': install it, or name a folder of prebuilt "
@@ -301,7 +308,10 @@ def choose_plans(
         if not cache.folder.is_dir():
             raise ConfigError(f"there are no engines in {cache.folder}{why}") from error
         return PrebuiltPlans(EngineFolder(cache.folder), _digest(weights), why)
-    graphs = CheckpointGraphs(config, weights, arithmetic.form(options.num_steps, "step"), cache.folder)
+    form, calibrator = arithmetic.form(options.num_steps, "step"), None
+    if form.prefix_float8:
+        calibrator = Calibrator(config, weights, options.calibration, calibration_device(options.device))
+    graphs = CheckpointGraphs(config, weights, form, cache.folder, calibrator)
     return BuiltPlans(cache, graphs, BuildSettings())
 
 

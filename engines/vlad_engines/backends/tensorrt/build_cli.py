@@ -9,6 +9,8 @@ import dataclasses
 import pathlib
 import sys
 import tempfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -32,6 +34,11 @@ from vlad_engines.fidelity.check import check_backend
 from vlad_engines.fidelity.report import FidelityReport
 from vlad_engines.fidelity.stored_reference import Reference, read_reference
 
+if TYPE_CHECKING:
+    import torch
+
+    from vlad_engines.float8.calibrator import Calibrator
+
 
 @dataclasses.dataclass(frozen=True)
 class Args:
@@ -42,7 +49,9 @@ class Args:
     output: tyro.conf.Positional[pathlib.Path]
     """Folder for the engines, for --engine-dir when serving."""
     precision: str = "fp32"
-    """fp32, tf32, bf16, or one for each part; exported graphs must have been exported with it."""
+    """fp32, tf32, bf16, fp8, or one for each part; exported graphs must have been exported with it."""
+    calibration: str | None = None
+    """Recording (mcap) or npz file for fp8 of a checkpoint; drawn observations where not given."""
     cameras: str = "1,2,3"
     """Numbers of cameras that requests may have."""
     batch: str = "1"
@@ -59,6 +68,10 @@ class Args:
     """openpi configuration name, for a checkpoint that needs one."""
     num_steps: int | None = None
     """Denoising steps, for a checkpoint; its own number where not given."""
+    tokenizer: str | None = None
+    """SentencePiece model, for fp8 of a checkpoint; looked for beside it where not given."""
+    norm_stats: str | None = None
+    """norm_stats.json, for fp8 of a checkpoint; looked for in it where not given."""
 
 
 def run(args: Args) -> FidelityReport | None:
@@ -71,10 +84,14 @@ def run(args: Args) -> FidelityReport | None:
         VladError: for what cannot work, and where TensorRT fails.
     """
     arithmetic, settings = parse_arithmetic(args.precision), _settings(args)
+    is_exported = (pathlib.Path(args.source) / BUNDLE_FILE).is_file()
+    if args.calibration is not None and (is_exported or arithmetic.prefix != "fp8"):
+        raise ConfigError("--calibration is for --precision fp8 of a checkpoint; exported graphs have theirs")
     tensorrt = load_tensorrt()
     tensorrt.check_arithmetic(arithmetic)
     device = open_device(args.device)
-    if not (pathlib.Path(args.source) / BUNDLE_FILE).is_file():
+    arithmetic.check_gpu(device.name, device.compute_capability)
+    if not is_exported:
         with tempfile.TemporaryDirectory(prefix="vlad-export-") as folder:
             source = _checkpoint_graphs(args, arithmetic, pathlib.Path(folder))
             show(build_engines(source, args, arithmetic, settings, tensorrt, device, say_progress))
@@ -120,7 +137,9 @@ def compare(
     manifests = {component: plan.manifest for component, plan in plans.items()}
     folder, model = plans["denoise"].folder, manifests["denoise"].identity.model
     cameras = tuple(sorted({len(case.inputs.cameras) for case in reference.cases}))
-    options = BackendOptions(reference.num_steps, args.precision, args.device, camera_counts=cameras)
+    options = BackendOptions(
+        reference.num_steps, args.precision, args.device, camera_counts=cameras, engine_dir=str(folder)
+    )
     backend = TensorRtBackend(model, options, arithmetic, tensorrt, device, GivenPlans(plans))
     try:
         report = check_backend(backend, reference, name="tensorrt", precision=args.precision)
@@ -171,7 +190,23 @@ def _checkpoint_graphs(args: Args, arithmetic: ComponentArithmetic, folder: path
         ) from error
     contract, weights = open_network(args.source, args.env, args.config, args.device)
     steps = contract.num_denoising_steps if args.num_steps is None else args.num_steps
-    return CheckpointGraphs(contract.model, weights, arithmetic.form(steps, "step"), folder)
+    calibrator = _calibrator(args, weights) if arithmetic.prefix == "fp8" else None
+    return CheckpointGraphs(contract.model, weights, arithmetic.form(steps, "step"), folder, calibrator)
+
+
+def _calibrator(args: Args, weights: Mapping[str, torch.Tensor]) -> Calibrator:
+    from vlad_engines.checkpoint.policy_checkpoint import open_policy_checkpoint
+    from vlad_engines.float8.calibrator import calibration_device, checkpoint_calibrator
+
+    checkpoint = open_policy_checkpoint(
+        args.source,
+        environment=args.env,
+        config=args.config,
+        norm_stats=args.norm_stats,
+        tokenizer=args.tokenizer,
+    )
+    device = calibration_device(args.device)
+    return checkpoint_calibrator(checkpoint, weights, args.calibration, device)
 
 
 def main() -> None:

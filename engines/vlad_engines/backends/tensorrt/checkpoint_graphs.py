@@ -16,13 +16,16 @@ from collections.abc import Iterator, Mapping
 import torch
 
 import vlad_engines.export
+import vlad_engines.float8
 import vlad_engines.model
 from vlad_configs.errors import ConfigError
 from vlad_configs.models import ModelConfig
 from vlad_engines.backends.tensorrt.cache import write_atomically
 from vlad_engines.export.exporter import GraphExporter
 from vlad_engines.export.fingerprint import weights_digest
-from vlad_engines.export.spec import COMPONENTS, Component, GraphForm
+from vlad_engines.export.spec import Component, GraphForm
+from vlad_engines.float8.calibration import Calibration
+from vlad_engines.float8.calibrator import Calibrator
 
 logger = logging.getLogger("vlad.tensorrt")
 
@@ -30,15 +33,17 @@ logger = logging.getLogger("vlad.tensorrt")
 class CheckpointGraphs:
     """See `graph_source.GraphSource`.
 
-    Tracing all graphs takes seconds, so their digests are remembered: under everything that decides them,
-    the sources of this package's model and export included.
+    Tracing all graphs takes seconds, and calibrating longer, so digests and calibration are remembered: under
+    everything that decides them, the sources of this package's model, float8 and export included.
 
     Args:
         weights: every tensor of the network by its openpi name.
-        folder: for the digests, and for graphs while engines are built from them.
+        folder: for what is remembered, and for graphs while engines are built from them.
+        calibrator: for a form with float8 products; None for any other.
 
     Raises:
         CheckpointError: for weights that do not fit `model`.
+        ConfigError: where form and calibrator contradict each other, or this onnx has no float8.
     """
 
     def __init__(
@@ -47,12 +52,17 @@ class CheckpointGraphs:
         weights: Mapping[str, torch.Tensor],
         form: GraphForm,
         folder: pathlib.Path,
+        calibrator: Calibrator | None = None,
     ) -> None:
         self._model = model
         self._form = form
         self._weights = weights
         self._folder = folder
-        self._exporter = GraphExporter(model, weights, form)
+        self._calibrator = calibrator
+        calibrate = None if calibrator is None else lambda: self._calibration(calibrator)
+        self._exporter = GraphExporter(model, weights, form, calibrate)
+        self._calibrated: Calibration | None = None
+        self._digests: dict[Component, str] = {}
 
     @property
     def model(self) -> ModelConfig:
@@ -69,8 +79,29 @@ class CheckpointGraphs:
         """See `GraphSource`."""
         return weights_digest(self._weights)
 
+    @property
+    def calibration(self) -> str | None:
+        """See `GraphSource`.
+
+        Raises:
+            ConfigError, EngineError: where calibrating fails; see `Calibrator`.
+        """
+        return None if self._calibrator is None else self._calibration(self._calibrator).digest
+
     def graph_digest(self, component: Component) -> str:
         """See `GraphSource`."""
+        if component not in self._digests:
+            recipe = {
+                "form": self._form.to_json(),
+                "calibration": self.calibration if self._form.float8(component) else None,
+                **self._recipe(),
+            }
+            path = self._path(f"graph-{component}", recipe)
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                self._digests[component] = str(json.loads(path.read_text("utf-8"))["digest"])
+        if component not in self._digests:
+            self._digests[component] = self._exporter.digest(component)
+            self._remember(path, {"digest": self._digests[component]})
         return self._digests[component]
 
     @contextlib.contextmanager
@@ -97,36 +128,42 @@ class CheckpointGraphs:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()
 
-    @functools.cached_property
-    def _digests(self) -> Mapping[Component, str]:
-        path = self._folder / f"graphs-{self._recipe()}.json"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            remembered = json.loads(path.read_text("utf-8"))
-            return {component: str(remembered[component]) for component in COMPONENTS}
-        digests = {component: self._exporter.digest(component) for component in COMPONENTS}
+    def _calibration(self, calibrator: Calibrator) -> Calibration:
+        if self._calibrated is None:
+            path = self._path("calibration", {"inputs": calibrator.inputs_digest, **self._recipe()})
+            with contextlib.suppress(OSError, ValueError, ConfigError):
+                self._calibrated = Calibration.from_json(json.loads(path.read_text("utf-8")))
+        if self._calibrated is None:
+            logger.info("calibrating fp8 with %d observations", len(calibrator.inputs))
+            self._calibrated = calibrator()
+            self._remember(path, self._calibrated.to_json())
+        return self._calibrated
+
+    def _remember(self, path: pathlib.Path, content: object) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(digests).encode())
+            write_atomically(path, json.dumps(content).encode())
         except OSError as error:
-            logger.warning("what the graphs are cannot be remembered in %s: %s", self._folder, error)
-        return digests
+            logger.warning("what was found out cannot be remembered in %s: %s", self._folder, error)
 
-    def _recipe(self) -> str:
-        recipe = {
+    def _path(self, what: str, recipe: Mapping[str, object]) -> pathlib.Path:
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        return self._folder / f"{what}-{digest[:24]}.json"
+
+    def _recipe(self) -> Mapping[str, object]:
+        return {
             "model": self._model.to_json(),
-            "form": self._form.to_json(),
             "weights": self.weights_digest,
             "torch": str(torch.__version__),
             "onnx": importlib.metadata.version("onnx"),
             "sources": _sources_digest(),
         }
-        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:24]
 
 
 @functools.cache
 def _sources_digest() -> str:
     digest = hashlib.sha256()
-    for package in (vlad_engines.export, vlad_engines.model):
+    for package in (vlad_engines.export, vlad_engines.float8, vlad_engines.model):
         for folder in package.__path__:
             for path in sorted(pathlib.Path(folder).glob("*.py")):
                 digest.update(path.name.encode())

@@ -112,6 +112,7 @@ class BuiltPlans:
             arithmetic=arithmetic,
             weights_digest=source.weights_digest,
             graph_digest=source.graph_digest(component),
+            calibration=source.calibration if source.form.float8(component) else None,
             profiles=profiles,
             platform=platform,
             settings=self._settings[component],
@@ -181,7 +182,7 @@ def misfits(
 ) -> list[str]:
     """What speaks against an engine, in words: `field: of the engine, not wanted`.
 
-    More shapes than wanted, and any effort of the builder, are welcome.
+    More shapes than wanted, any effort of the builder, and any calibration are welcome.
     """
     fitting = dataclasses.replace(
         found,

@@ -31,6 +31,11 @@ class GraphSource(Protocol):
         """Of all that a graph computes, but for the weights."""
         ...
 
+    @property
+    def calibration(self) -> str | None:
+        """Digest of the calibration that graphs with float8 products hold; None where there are none."""
+        ...
+
     def onnx_file(self, component: Component) -> AbstractContextManager[pathlib.Path]:
         """The ONNX file; what is temporary about it goes at the end."""
         ...
@@ -60,6 +65,12 @@ class BundleGraphs:
     def graph_digest(self, component: Component) -> str:
         """See `GraphSource`."""
         return self._bundle.graphs[component].graph_digest
+
+    @property
+    def calibration(self) -> str | None:
+        """See `GraphSource`."""
+        calibration = self._bundle.calibration
+        return None if calibration is None else calibration.digest
 
     @contextlib.contextmanager
     def onnx_file(self, component: Component) -> Iterator[pathlib.Path]:

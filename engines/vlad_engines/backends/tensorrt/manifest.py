@@ -13,7 +13,7 @@ from vlad_configs.models import ModelConfig
 from vlad_engines.backends.tensorrt.arithmetic import Arithmetic
 from vlad_engines.export.spec import Component, GraphForm
 
-FORMAT = 1
+FORMAT = 2
 """Raised when files of an earlier version cannot be read any more."""
 
 Shapes = tuple[dict[str, tuple[int, ...]], ...]
@@ -59,6 +59,7 @@ class EngineIdentity:
     Attributes:
         weights_digest: of the checkpoint's tensors.
         graph_digest: of the ONNX graph and its tables.
+        calibration: `Calibration.digest` of products in float8; None where there are none.
         profiles: the shapes that it runs, exactly these.
         flags: names of the builder's flags and tactic sources.
     """
@@ -69,6 +70,7 @@ class EngineIdentity:
     arithmetic: Arithmetic
     weights_digest: str
     graph_digest: str
+    calibration: str | None
     profiles: Shapes
     platform: Platform
     settings: BuildSettings

@@ -77,8 +77,8 @@ class TritonBackend:
         )
         self._prefix: Fp8Prefix | None = None
         if options.precision == "fp8":
-            peaks = calibrate(config, self._weights, options.calibration, self._device)
-            self._prefix = quantise(self._weights.prefix, peaks)
+            calibration = calibrate(config, self._weights, options.calibration, self._device)
+            self._prefix = quantise(self._weights.prefix, calibration)
             self._weights = self._weights.without_prefix()
         # What was fused is garbage now, three gigabytes of it at full size.
         gc.collect()

@@ -1,14 +1,11 @@
-"""The prefix with its matrix products in float8 (e4m3): weights, their calibration, and the stage.
+"""The prefix with its matrix products in float8 (see `vlad_engines.float8`): weights, calibration, the stage.
 
-Weights have a scale for each output column. Inputs have one number for each product, found beforehand from
-the largest entry that the bf16 prefix shows over observations. Producers round to float8 themselves. A
-product leaves its columns unscaled; whatever reads it multiplies. Attention, norms and the residual are those
-of bf16. The last layer, of which only keys and values are used, stays in bf16 as a whole.
+Calibrated with the bf16 prefix. Producers round to float8 themselves. A product leaves its columns unscaled;
+whatever reads it multiplies. Attention, norms and the residual are those of bf16, and so is the last layer.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Sequence
 
@@ -21,12 +18,9 @@ from vlad_engines.backends.triton.slot import Slot, SlotKey
 from vlad_engines.backends.triton.stages import PrefixStage, VisionStage, embed_prompt
 from vlad_engines.backends.triton.weights import FusedWeights, PrefixLayer
 from vlad_engines.backends.triton.workspace import Workspace
+from vlad_engines.float8.calibration import Calibration, PeakRecorder, Product
+from vlad_engines.float8.scales import FLOAT8, column_scales, divided_columns, input_scale
 from vlad_engines.processing.model_inputs import ModelInputs
-
-FLOAT8 = torch.float8_e4m3fn
-MOST = torch.finfo(FLOAT8).max
-MARGIN = 2.0
-"""How much larger than in calibration an input may be; float8 loses only its smallest numbers by it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +39,10 @@ class Quantised:
 
     @classmethod
     def of(cls, weight: Tensor, largest_input: float) -> Quantised:
-        """Quantise `[out, in]` for inputs of up to `MARGIN` times this size."""
-        exact = weight.float()
-        scale = exact.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / MOST
-        factor = MOST / (MARGIN * max(largest_input, torch.finfo(torch.float32).tiny))
-        return cls((exact / scale[:, None]).to(FLOAT8), scale / factor, factor)
+        """Quantise `[out, in]` for inputs of up to `scales.MARGIN` times this size."""
+        scales = column_scales(weight)
+        factor = 1.0 / input_scale(largest_input)
+        return cls(divided_columns(weight, scales), scales / factor, factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +65,12 @@ class Fp8Prefix:
     last: PrefixLayer
 
 
-Peaks = dict[tuple[int, str], float]
-"""Largest magnitude of the input of a product of a layer."""
-
-
 @torch.inference_mode()
 def calibrate(
     config: ModelConfig, weights: FusedWeights, inputs: Sequence[ModelInputs], device: torch.device
-) -> Peaks:
+) -> Calibration:
     """Run bf16 vision and prefix over observations and note how large the inputs of products become."""
-    peaks: Peaks = collections.defaultdict(float)
+    recorder = PeakRecorder(config.vlm.depth)
     workspace = Workspace(device)
     for sample in inputs:
         count = int(sample.token_mask.sum())
@@ -100,18 +89,18 @@ def calibrate(
         slot.lengths.fill_(slot.prefix)
         VisionStage(config, weights, slot, workspace)()
 
-        def note(layer: int, product: str, x: Tensor) -> None:
-            peaks[layer, product] = max(peaks[layer, product], float(x.abs().max()))
+        def note(layer: int, product: Product, x: Tensor) -> None:
+            recorder.note(layer, product, float(x.abs().max()))
 
         PrefixStage(config, weights, slot, workspace)(note)
-    return dict(peaks)
+    return recorder.calibration()
 
 
 @torch.inference_mode()
-def quantise(layers: Sequence[PrefixLayer], peaks: Peaks) -> Fp8Prefix:
+def quantise(layers: Sequence[PrefixLayer], calibration: Calibration) -> Fp8Prefix:
     """The prefix in float8; `layers` may be dropped afterwards."""
     quantised = []
-    for index, layer in enumerate(layers[:-1]):
+    for layer, peaks in zip(layers[:-1], calibration.layers, strict=True):
         assert layer.out is not None
         assert layer.norm2 is not None
         assert layer.gate_up is not None
@@ -119,11 +108,11 @@ def quantise(layers: Sequence[PrefixLayer], peaks: Peaks) -> Fp8Prefix:
         quantised.append(
             Fp8PrefixLayer(
                 layer.norm1,
-                Quantised.of(layer.qkv, peaks[index, "qkv"]),
-                Quantised.of(layer.out, peaks[index, "out"]),
+                Quantised.of(layer.qkv, peaks.qkv),
+                Quantised.of(layer.out, peaks.out),
                 layer.norm2,
-                Quantised.of(layer.gate_up, peaks[index, "gate_up"]),
-                Quantised.of(layer.down, peaks[index, "down"]),
+                Quantised.of(layer.gate_up, peaks.gate_up),
+                Quantised.of(layer.down, peaks.down),
             )
         )
     return Fp8Prefix(tuple(quantised), layers[-1])

@@ -26,8 +26,9 @@ from vlad_engines.backends.triton.kernels.suffix_attention import SuffixAttentio
 from vlad_engines.backends.triton.slot import Slot
 from vlad_engines.backends.triton.weights import FusedWeights, Linear
 from vlad_engines.backends.triton.workspace import Workspace
+from vlad_engines.float8.calibration import Product
 
-ObserveInput = Callable[[int, str, Tensor], None]
+ObserveInput = Callable[[int, Product, Tensor], None]
 """Layer, product (`qkv`, `out`, `gate_up` or `down`), and its input `[M, in]`."""
 
 
@@ -160,7 +161,7 @@ def embed_prompt(slot: Slot, embedding: Tensor, scratch: Tensor) -> None:
     torch.mul(scratch.view_as(prompt), math.sqrt(embedding.shape[1]), out=prompt)
 
 
-def _observe_nothing(layer: int, product: str, inputs: Tensor) -> None:
+def _observe_nothing(layer: int, product: Product, inputs: Tensor) -> None:
     """Nobody asked."""
 
 
