@@ -81,7 +81,7 @@ class Dispatcher:
         """Keep the workers alive until cancelled.
 
         Raises:
-            ConfigError: where one of them cannot start for the first time.
+            ConfigError: where one of them cannot start, before any of them was ready.
         """
         tasks = [asyncio.ensure_future(link.supervise()) for link in self._links]
         try:
@@ -127,6 +127,11 @@ class Dispatcher:
         else:
             self._queue.drop(request_id)
 
+    @property
+    def has_served(self) -> bool:
+        """True once any worker was ready. Called by links."""
+        return any(link.ever_ready for link in self._links)
+
     def on_state(self, link: WorkerLink) -> None:
         """A worker became ready, tells of its progress, or is lost. Called by links."""
         ready = [one for one in self._links if one.is_ready]
@@ -137,8 +142,7 @@ class Dispatcher:
             self._readiness.change("ready", "ready")
             self._pump()
         else:
-            again = any(one.ever_ready for one in self._links)
-            self._readiness.change("restarting" if again else "loading", link.explanation)
+            self._readiness.change("restarting" if self.has_served else "loading", link.explanation)
 
     def on_outcome(self, link: WorkerLink, request_id: int, work: Work, outcome: Outcome) -> None:
         """A request that was handed over has ended. Called by links."""

@@ -82,6 +82,17 @@ class PolicyConnection(ServerConnection):
             self.transport.write(binary_frame(payload))
         return True
 
+    def cut(self, code: int, reason: str) -> None:
+        """Say why, where that can still be said, and close without waiting for the client's consent.
+
+        Args:
+            reason: at most 123 bytes.
+        """
+        if self.protocol.state is State.OPEN and not self.transport.is_closing():
+            self.protocol.send_close(code, reason)
+            self.send_data()
+        self.transport.close()
+
     def data_received(self, data: bytes) -> None:
         """Called by the transport with what came over the network."""
         if not self._has_received:

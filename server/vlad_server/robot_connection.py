@@ -162,8 +162,7 @@ class RobotConnection:
         if self._closing is not None:
             await self._closing
         elif not self._connection.transport.is_closing():
-            code, reason = (1001, "server is going away") if self._readiness.is_draining else (1011, "")
-            await self._connection.close(code, reason)
+            await self._connection.close(*self._readiness.farewell)
         self._metrics.count_disconnect(self._close_code())
         return self._close_code()
 
@@ -219,7 +218,7 @@ class RobotConnection:
     def _break_off(self) -> None:
         """A defect of ours costs this connection, and nobody else anything."""
         logger.exception("%s: connection failed", self._address)
-        self._connection.transport.abort()
+        self._connection.cut(1011, "internal error; the server's log says more")
 
     def _begin(self, message: Message, received: float) -> None:
         self._is_idle.clear()
@@ -501,6 +500,12 @@ class RobotConnection:
 
     def _give_up(self) -> None:
         self._metrics.send_timeouts.inc()
+        logger.warning(
+            "%s: cut off, because it did not read its reply for %g s",
+            self._address,
+            self._config.send_timeout_s,
+        )
+        # A close frame would have to wait behind what is not read.
         self._connection.transport.abort()
 
     def _cancel_timer(self) -> None:

@@ -71,6 +71,11 @@ class LinkOwner(Protocol):
         """A batch of `size` requests took the engine `seconds`."""
         ...
 
+    @property
+    def has_served(self) -> bool:
+        """True once any of its links had a worker that took requests."""
+        ...
+
 
 class WorkerLink:
     """Keeps one engine worker alive and gives it the requests that its owner hands over.
@@ -202,7 +207,8 @@ class WorkerLink:
         """Run workers until cancelled, one after the other, with a growing pause between failures.
 
         Raises:
-            ConfigError: where the first worker cannot start; the text is the worker's own reason.
+            ConfigError: where the first worker cannot start and no other link has served anybody; the text
+                is the worker's own reason.
         """
         failures = 0
         while True:
@@ -211,7 +217,7 @@ class WorkerLink:
             if self._ready_since is not None and time.monotonic() - self._ready_since > HEALTHY_AFTER_S:
                 failures = 0
             failures += 1
-            if not self.ever_ready:
+            if not self._owner.has_served:
                 if self._start_failure is not None:
                     raise ConfigError(self._start_failure)
                 if failures >= START_ATTEMPTS:
@@ -233,12 +239,14 @@ class WorkerLink:
         watching = asyncio.create_task(self._end_where_stuck(worker))
         try:
             worker.send(protocol.Configure(self._options))
-            return await worker.wait_closed()
+            code = await worker.wait_closed()
         finally:
             watching.cancel()
             self._worker = None
             worker.close()
-            self._release()
+        # Not where this is cancelled: then the daemon ends, and connections tell their robots so.
+        self._release()
+        return code
 
     async def _end_where_stuck(self, worker: WorkerProcess) -> None:
         """Kill a worker that has requests and answers none of them for too long."""
@@ -258,16 +266,19 @@ class WorkerLink:
 
     def _release(self) -> None:
         """Fail the requests that the dead worker had begun; the others are begun by somebody else."""
-        handed_over, self._handed_over = self._handed_over, {}
-        self._revoked.clear()
         self._batches.clear()
-        self._free_slots = list(range(SLOTS))
-        for request_id, (slot, work) in handed_over.items():
-            if self._slots.has_begun(slot):
+        # One by one: while the owner hears of the first, it may ask about or drop those that follow.
+        while self._handed_over:
+            request_id, (slot, work) = next(iter(self._handed_over.items()))
+            has_begun = self._slots.has_begun(slot)
+            del self._handed_over[request_id]
+            if has_begun:
                 lost = f"the {self.name} died while computing this request; it is being restarted"
                 self._owner.on_outcome(self, request_id, work, WorkerLostError(lost))
             else:
                 self._owner.on_unbegun(self, request_id, work)
+        self._revoked.clear()
+        self._free_slots = list(range(SLOTS))
 
     def _on_message(self, message: protocol.Message) -> None:
         if isinstance(message, protocol.DeviceMemory):
