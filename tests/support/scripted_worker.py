@@ -1,7 +1,7 @@
 """An engine worker whose policy is a script: instant or slow, healthy or not, on command.
 
 Started like the real worker. The checkpoint option is a JSON object:
-`start_s` seconds to become ready, then `fail` for a reason not to (`fail_lines` times), `die` to crash instead,
+`start_s` seconds to become ready, then `fail` for a reason not to (`fail_lines` times), `die` to crash,
 `oom` to ask for more memory than there is,
 `prepare_s` seconds to prepare a request, `infer_s` seconds to compute it, `horizon` actions in a chunk;
 `batch_sizes` that it takes, `batch_s` seconds for each further request of a batch; `overlap_s` seconds before
