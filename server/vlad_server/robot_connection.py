@@ -236,7 +236,7 @@ class RobotConnection:
                 return
             options = read_options(request)
             exchange = self._exchange(request, options, received)
-            exchange.frame_received = message
+            self._keep_frame(exchange, message)
         except (wire.WireError, ObservationError, LimitedError) as error:
             self._refuse(error, observation_id)
             self._continue()
@@ -254,8 +254,12 @@ class RobotConnection:
         observation = roboarena.observation_of(request, self._config.robot)
         exchange = self._exchange(observation, RequestOptions(), received)
         exchange.is_roboarena = True
-        exchange.frame_received = message
+        self._keep_frame(exchange, message)
         self._prepare(exchange)
+
+    def _keep_frame(self, exchange: Exchange, message: bytes | bytearray | memoryview) -> None:
+        if self._recorder is not None:
+            exchange.frame_received = bytes(message)
 
     def _exchange(self, request: Mapping[str, Any], options: RequestOptions, received: float) -> Exchange:
         session = self._session
