@@ -38,6 +38,7 @@ from vlad_server.outcomes import (
     UnservedError,
     code_of,
 )
+from vlad_server.parcels import Work
 from vlad_server.policy_connection import Message, PolicyConnection
 from vlad_server.rate_limit import Allowance
 from vlad_server.readiness import Readiness
@@ -52,7 +53,6 @@ from vlad_server.request_options import (
 )
 from vlad_server.sessions import Session, SessionRegistry
 from vlad_server.status.board import StatusBoard
-from vlad_server.worker_link import Work
 
 logger = logging.getLogger("vlad.server")
 

@@ -18,9 +18,9 @@ from vlad_configs.environments import ENVIRONMENTS
 from vlad_server.dispatcher import Dispatcher
 from vlad_server.metrics import ServerMetrics
 from vlad_server.outcomes import Reply, WorkerLostError
+from vlad_server.parcels import Work
 from vlad_server.readiness import Readiness
 from vlad_server.scheduler import Terms
-from vlad_server.worker_link import Work
 
 SCRIPTED_WORKER = (sys.executable, "-m", "tests.support.scripted_worker")
 POLICY_KEYS = ENVIRONMENTS["LIBERO"].request_keys
