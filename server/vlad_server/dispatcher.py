@@ -233,9 +233,9 @@ class Dispatcher:
 
     def _next_room(self, now: float) -> tuple[float, WorkerLink]:
         """Which worker may take requests first, and from when on; of those that may now, the least busy."""
+        if len(self._links) == 1:
+            return self._links[0].has_room_at(self._times.expected), self._links[0]
         room = [(link.has_room_at(self._times.expected), link) for link in self._links]
-        if len(room) == 1:
-            return room[0]
         free = [item for item in room if item[0] <= now]
         if free:
             return min(free, key=lambda item: (len(item[1]), item[1].busy_since))

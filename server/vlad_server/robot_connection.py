@@ -348,6 +348,9 @@ class RobotConnection:
         exchange.request_id = self._dispatcher.submit(work, exchange.terms, stream=options.stream)
         self._open[exchange.request_id] = exchange
         self._doctor.examine(exchange)
+        if not self._board.is_watched:
+            # The next request gets this memory, which is in the processor's cache still.
+            exchange.observation = {}
 
     def _on_outcome(self, exchange: Exchange, outcome: Outcome) -> None:
         assert exchange.request_id is not None
