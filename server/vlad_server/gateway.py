@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import pathlib
 import time
@@ -115,7 +116,9 @@ class Gateway:
             self._config.host,
             self._config.port,
             process_request=self._process_request,
-            create_connection=PolicyConnection,
+            create_connection=functools.partial(  # type: ignore[arg-type]  # any factory will do
+                PolicyConnection, max_message_bytes=self._config.max_message_bytes
+            ),
             compression=None,
             server_header=None,
             open_timeout=OPEN_TIMEOUT_S,

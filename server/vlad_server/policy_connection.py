@@ -47,11 +47,16 @@ class Receiver(Protocol):
 
 
 class PolicyConnection(ServerConnection):
-    """One websocket of the policy port."""
+    """One websocket of the policy port.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    Args:
+        args, options: of the library's connection.
+        max_message_bytes: largest message.
+    """
+
+    def __init__(self, *args: Any, max_message_bytes: int, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._largest_frame = min(self.protocol.max_message_size or LARGEST_BYTES, LARGEST_BYTES)
+        self._largest_frame = min(max_message_bytes, LARGEST_BYTES)
         self._has_received = False
         self.is_head = False
         self.is_writable = True

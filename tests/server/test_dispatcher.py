@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import json
 import os
 import signal
@@ -74,6 +75,39 @@ def test_who_hears_that_a_worker_died_may_drop_what_else_it_had() -> None:
         await asyncio.wait({supervising, asyncio.ensure_future(ended.wait())}, return_when="FIRST_COMPLETED")
         assert not supervising.done()
         assert [type(outcome) for outcome in heard] == [WorkerLostError, Reply]
+        supervising.cancel()
+        await asyncio.gather(supervising, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_requests_give_their_memory_back_however_they_end() -> None:
+    async def scenario() -> None:
+        dispatcher, readiness = _dispatcher()
+        supervising = asyncio.ensure_future(dispatcher.supervise())
+        await asyncio.wait_for(readiness.wait_ready(), 30)
+        observation = _observation("sleep 0")
+        # More often than there are slots, so that one that is not given back is missed.
+        for _ in range(60):
+            outcomes: asyncio.Queue[Any] = asyncio.Queue()
+            now = time.perf_counter()
+
+            def ask(
+                terms: Terms, observation: Any = observation, outcomes: Any = outcomes, **how: bool
+            ) -> int:
+                return dispatcher.submit(Work(observation, outcomes.put_nowait), terms, **how)
+
+            for _ in range(3):
+                ask(Terms("one", now))
+            ask(Terms("late", now, expires=now - 1.0))
+            ask(Terms("large", now), {"image": bytearray(1 << 20)})
+            for _ in range(3):
+                ask(Terms("stream", now), stream=True)
+            dispatcher.drop(ask(Terms("gone", now)))
+            kinds = collections.Counter([type(await outcomes.get()).__name__ for _ in range(8)])
+            assert kinds["Reply"] >= 3
+            assert kinds["BusyError"] == kinds["ExpiredError"] == kinds["ObservationError"] == 1
         supervising.cancel()
         await asyncio.gather(supervising, return_exceptions=True)
 
