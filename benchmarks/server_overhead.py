@@ -30,9 +30,9 @@ from vlad_configs.environments import ENVIRONMENTS
 from vlad_server import wire
 from vlad_server.dispatcher import Dispatcher
 from vlad_server.metrics import ServerMetrics
+from vlad_server.parcels import Work
 from vlad_server.readiness import Readiness
 from vlad_server.scheduler import Terms
-from vlad_server.worker_link import Work
 
 WARM_UP = 200
 REQUEST_BYTES = 64 << 20

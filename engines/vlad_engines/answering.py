@@ -1,8 +1,9 @@
 """How a worker answers requests: alone, several together, or one beside the other.
 
-What needs no device is done in a thread of its own: the next requests are prepared while the device
-computes. Everything that touches the device stays in the thread that called `answer`, but for policies that
-overlap requests themselves.
+What needs no device is done beside it: the next requests are prepared while it computes, by a thread of its
+own. A request that finds the device idle is prepared by the thread that called `answer`, which waits for it
+itself: a switch of threads less for a lone robot. Everything that touches the device stays in that thread,
+but for policies that overlap requests themselves.
 """
 
 from __future__ import annotations
@@ -31,8 +32,19 @@ _device = DeviceFaults()
 
 _CUT_MARK = "\n[... too long to show in full]"
 
-Receive = Callable[[], "protocol.Message | None"]
 Send = Callable[[protocol.Message], None]
+
+
+class Inbox(Protocol):
+    """Where messages of the server come from. One thread at a time receives; any may poll meanwhile."""
+
+    def receive(self) -> protocol.Message | None:
+        """Wait for the next message; None once the server is gone."""
+        ...
+
+    def poll(self, timeout_s: float | None) -> bool:
+        """Wait until `receive` would not; True where it would not, None for a timeout waits for ever."""
+        ...
 
 
 class Pending(Protocol):
@@ -80,7 +92,7 @@ class Policy(Protocol):
     def prepare(self, observation: Mapping[str, Any]) -> Any:
         """What needs no device: for `infer` and `infer_batch`.
 
-        Always called from one thread, while another one computes.
+        Called from two threads, never at the same time; while the other one computes, or waits as well.
 
         Raises:
             ObservationError: for an observation that does not fit.
@@ -122,35 +134,56 @@ class _Prepared:
     began: float
 
 
-def answer(policy: Policy, slots: protocol.SharedSlots, receive: Receive, send: Send) -> None:
-    """Answer requests until `receive` returns None.
+def answer(
+    policy: Policy,
+    slots: protocol.SharedSlots,
+    inbox: Inbox,
+    send: Send,
+    between: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer requests until the server is gone.
 
     Args:
         send: called from two threads where the policy overlaps requests.
+        between: called on this thread before it looks for the next requests.
     """
     if policy.overlaps:
-        _answer_overlapping(policy, slots, receive, send)
+        _answer_overlapping(policy, slots, inbox, send, between)
         return
     # The server hands over one batch more than is being computed: there is no need to bound this.
     prepared: queue.SimpleQueue[list[_Prepared]] = queue.SimpleQueue()
+    taking = threading.Lock()
 
-    def prepare() -> None:
-        while batch := _receive_batch(receive):
-            prepared.put([_prepare(policy, slots, request) for request in batch])
-        prepared.put([])
+    def take() -> list[_Prepared]:
+        return [_prepare(policy, slots, request) for request in _receive_batch(inbox)]
 
-    threading.Thread(target=prepare, name="preparer", daemon=True).start()
+    def prepare_ahead() -> None:
+        batch: list[_Prepared] | None = None
+        while batch != []:
+            inbox.poll(None)
+            with taking:
+                # Unless the answering thread has taken it, which had nothing to do and waited as well.
+                if inbox.poll(0.0):
+                    prepared.put(batch := take())
+
+    def next_batch() -> list[_Prepared]:
+        with taking:
+            return take() if prepared.empty() else prepared.get()
+
+    threading.Thread(target=prepare_ahead, name="preparer", daemon=True).start()
+    between()
     free_since = time.perf_counter()
-    while batch := prepared.get():
+    while batch := next_batch():
         for message in _answers(policy, slots, batch, free_since):
             send(message)
+        between()
         free_since = time.perf_counter()
 
 
-def _receive_batch(receive: Receive) -> list[protocol.Infer]:
+def _receive_batch(inbox: Inbox) -> list[protocol.Infer]:
     """The requests that belong together; none once the server is gone."""
     batch: list[protocol.Infer] = []
-    while (message := receive()) is not None:
+    while (message := inbox.receive()) is not None:
         assert isinstance(message, protocol.Infer)
         batch.append(message)
         if not message.more:
@@ -158,7 +191,9 @@ def _receive_batch(receive: Receive) -> list[protocol.Infer]:
     return []
 
 
-def _answer_overlapping(policy: Policy, slots: protocol.SharedSlots, receive: Receive, send: Send) -> None:
+def _answer_overlapping(
+    policy: Policy, slots: protocol.SharedSlots, inbox: Inbox, send: Send, between: Callable[[], None]
+) -> None:
     begun: queue.SimpleQueue[tuple[protocol.Infer, Pending, float] | None] = queue.SimpleQueue()
 
     def finish() -> None:
@@ -168,16 +203,18 @@ def _answer_overlapping(policy: Policy, slots: protocol.SharedSlots, receive: Re
 
     finisher = threading.Thread(target=finish, name="finisher", daemon=True)
     finisher.start()
-    while (message := receive()) is not None:
+    between()
+    while (message := inbox.receive()) is not None:
         assert isinstance(message, protocol.Infer)
-        if not _begin(slots, message):
+        if _begin(slots, message):
+            started = time.perf_counter()
+            try:
+                begun.put((message, policy.start(slots.load_observation(message.observation)), started))
+            except Exception as error:
+                send(_failure(message, error))
+        else:
             send(protocol.Skipped(message.request_id))
-            continue
-        started = time.perf_counter()
-        try:
-            begun.put((message, policy.start(slots.load_observation(message.observation)), started))
-        except Exception as error:
-            send(_failure(message, error))
+        between()
     begun.put(None)
     finisher.join()
 

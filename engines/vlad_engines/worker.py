@@ -76,13 +76,9 @@ def serve(make_policy: PolicyFactory, arguments: list[str]) -> int:
     send = functools.partial(_send, link)
     vitals = Vitals(policy.device_memory, send)
 
-    def receive() -> protocol.Message | None:
-        vitals.tell_if_due()
-        return _receive(link)
-
     # What prepares the next requests must not keep the thread waiting that has the device's results.
     sys.setswitchinterval(GIL_SWITCH_S)
-    answer(policy, slots, receive, send)
+    answer(policy, slots, _Inbox(link), send, between=vitals.tell_if_due)
     return 0
 
 
@@ -93,6 +89,22 @@ def _send(link: socket.socket, message: protocol.Message) -> None:
 def _receive(link: socket.socket) -> protocol.Message | None:
     packet = link.recv(protocol.MAX_PACKET_BYTES)
     return protocol.unpack_message(packet) if packet else None
+
+
+class _Inbox:
+    """See `answering.Inbox`."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+
+    def receive(self) -> protocol.Message | None:
+        return _receive(self._link)
+
+    def poll(self, timeout_s: float | None) -> bool:
+        # One for each call: a poll object must not be used by two threads at once.
+        poll = select.poll()
+        poll.register(self._link, select.POLLIN)
+        return bool(poll.poll(None if timeout_s is None else 1e3 * timeout_s))
 
 
 def _exit_with_server(socket_fd: int) -> None:

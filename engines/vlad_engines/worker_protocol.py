@@ -24,8 +24,8 @@ MAX_PACKET_BYTES = 160 * 1024
 REPLY_BYTES = 1 << 20
 """Room for the arrays of one reply in a slot; also set aside for alignment."""
 
-KEPT_BYTES = 4 << 20
-"""What a slot may keep of the host's memory after a request; two images of 640x480 are 1.8 MB."""
+KEPT_BYTES, KEPT_SLOTS = 2 << 20, 128
+"""What the first slots may keep of the host's memory after a request; two images of 640x480 are 1.8 MB."""
 
 MAX_OUTLINE_BYTES = MAX_PACKET_BYTES - 1024
 """Of an observation without its arrays."""
@@ -274,8 +274,6 @@ class SharedSlots:
     def store_observation(self, slot: int, observation: Mapping[str, Any]) -> bytes:
         """Copy an observation's arrays into a slot and return its outline for `Infer`.
 
-        The slot counts as neither begun nor revoked from here on.
-
         Raises:
             ValueError: where the arrays do not fit, or where too much of it is not arrays.
             TypeError, OverflowError: for values that cannot be handed over.
@@ -285,8 +283,6 @@ class SharedSlots:
         if len(outline) > MAX_OUTLINE_BYTES:
             raise ValueError(f"observation with more than {MAX_OUTLINE_BYTES} bytes beside its arrays")
         self._used[slot] = end - start
-        self._memory[self._begun(slot)] = 0
-        self._memory[self._revoked(slot)] = 0
         return outline
 
     def load_observation(self, outline: bytes) -> dict[str, Any]:
@@ -294,11 +290,16 @@ class SharedSlots:
         return self._load(outline)
 
     def release(self, slot: int) -> None:
-        """Give the memory of a large request back; the slot's arrays are lost. Called by the server."""
-        if self._used[slot] > KEPT_BYTES:
+        """Give back what a slot may not keep; its arrays are lost. Called by the server."""
+        if self._used[slot] > (KEPT_BYTES if slot < KEPT_SLOTS else 0):
             start = slot * self._stride
             self._memory.madvise(mmap.MADV_REMOVE, start, _align(self._used[slot], mmap.PAGESIZE))
             self._used[slot] = 0
+
+    def offer(self, slot: int) -> None:
+        """Note that a worker may compute this slot's request: neither begun nor revoked from here on."""
+        self._memory[self._begun(slot)] = 0
+        self._memory[self._revoked(slot)] = 0
 
     def begin(self, slot: int) -> None:
         """Note that the worker computes this slot's request now."""

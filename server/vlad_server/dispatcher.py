@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vlad_configs.errors import ObservationError
 from vlad_server.metrics import ServerMetrics
 from vlad_server.outcomes import BusyError, ExpiredError, Outcome, SupersededError
+from vlad_server.parcels import Parcel, ParcelStore, Work
 from vlad_server.readiness import Readiness
 from vlad_server.scheduler import QueueFullError, Scheduler, Terms
 from vlad_server.service_times import ServiceTimes
-from vlad_server.worker_link import Work, WorkerLink
+from vlad_server.worker_link import MOST_HANDED_OVER, WorkerLink
 
 logger = logging.getLogger("vlad.server")
 
@@ -51,11 +53,13 @@ class Dispatcher:
         self._readiness = readiness
         self._metrics = metrics
         self._times = ServiceTimes()
-        self._queue: Scheduler[Work] = Scheduler(max_waiting, self._times)
+        self._queue: Scheduler[Parcel] = Scheduler(max_waiting, self._times)
+        # One more, for the request that is told that there is no room.
+        self._store = ParcelStore(max_waiting + len(options) * MOST_HANDED_OVER + 1, request_bytes)
         self._places: dict[int, WorkerLink] = {}
         self._dropped: set[int] = set()
-        self._ended: dict[int, Work] = {}
-        self._handed_over_until: dict[int, tuple[float, Work]] = {}
+        self._ended: dict[int, Callable[[Outcome], None]] = {}
+        self._handed_over_until: dict[int, tuple[float, Parcel]] = {}
         self._request_ids = itertools.count(1)
         self._wake: asyncio.TimerHandle | None = None
         names = (
@@ -66,6 +70,7 @@ class Dispatcher:
                 name,
                 command,
                 dict(option),
+                slots=self._store.slots,
                 request_bytes=request_bytes,
                 hang_s=hang_s,
                 owner=self,
@@ -81,7 +86,7 @@ class Dispatcher:
         """Keep the workers alive until cancelled.
 
         Raises:
-            ConfigError: where one of them cannot start for the first time.
+            ConfigError: where one of them cannot start, before any of them was ready.
         """
         tasks = [asyncio.ensure_future(link.supervise()) for link in self._links]
         try:
@@ -107,12 +112,18 @@ class Dispatcher:
         """
         request_id = next(self._request_ids)
         try:
+            parcel = self._store.pack(work)
+        except (OverflowError, TypeError, ValueError) as error:
+            expected = "a request that fits the engine worker's memory"
+            self._tell_later(request_id, work.on_done, ObservationError("", expected, str(error)))
+            return request_id
+        try:
             if stream:
-                self._submit_newest(request_id, work, terms)
+                self._submit_newest(request_id, parcel, terms)
             else:
-                self._queue.submit(request_id, work, terms)
+                self._queue.submit(request_id, parcel, terms)
         except QueueFullError as error:
-            self._tell_later(request_id, work, BusyError(f"busy: {error}; send it again later"))
+            self._end(request_id, parcel, BusyError(f"busy: {error}; send it again later"))
         else:
             self._pump()
         return request_id
@@ -124,8 +135,13 @@ class Dispatcher:
         if request_id in self._places:
             self._dropped.add(request_id)
             self._places[request_id].revoke(request_id)
-        else:
-            self._queue.drop(request_id)
+        elif (parcel := self._queue.drop(request_id)) is not None:
+            self._store.free(parcel)
+
+    @property
+    def has_served(self) -> bool:
+        """True once any worker was ready. Called by links."""
+        return any(link.ever_ready for link in self._links)
 
     def on_state(self, link: WorkerLink) -> None:
         """A worker became ready, tells of its progress, or is lost. Called by links."""
@@ -137,41 +153,42 @@ class Dispatcher:
             self._readiness.change("ready", "ready")
             self._pump()
         else:
-            again = any(one.ever_ready for one in self._links)
-            self._readiness.change("restarting" if again else "loading", link.explanation)
+            self._readiness.change("restarting" if self.has_served else "loading", link.explanation)
 
-    def on_outcome(self, link: WorkerLink, request_id: int, work: Work, outcome: Outcome) -> None:
+    def on_outcome(self, link: WorkerLink, request_id: int, parcel: Parcel, outcome: Outcome) -> None:
         """A request that was handed over has ended. Called by links."""
         self._queue.finish(request_id)
+        self._store.free(parcel)
         is_wanted = self._left_worker(request_id)
         # An idle worker comes first, and the reply where it has something to do.
         if not len(link):
             self._pump()
         if is_wanted:
-            work.on_done(outcome)
+            parcel.on_done(outcome)
         self._pump()
 
-    def on_unbegun(self, link: WorkerLink, request_id: int, work: Work) -> None:
+    def on_unbegun(self, link: WorkerLink, request_id: int, parcel: Parcel) -> None:
         """A request that was handed over will not be computed there. Called by links."""
         last_start = self._queue.last_start(request_id)
         is_wanted = self._left_worker(request_id)
         if not is_wanted:
             self._queue.finish(request_id)
+            self._store.free(parcel)
         elif last_start is not None and last_start < time.perf_counter():
             self._queue.finish(request_id)
-            self._tell_later(request_id, work, _expired())
+            self._end(request_id, parcel, _expired())
         elif not self._queue.put_back(request_id):
-            self._tell_later(request_id, work, _superseded())
+            self._end(request_id, parcel, _superseded())
         self._pump()
 
     def on_computed(self, size: int, seconds: float) -> None:
         """The engine computed a batch. Called by links."""
         self._times.note(size, seconds, time.perf_counter())
 
-    def _submit_newest(self, request_id: int, work: Work, terms: Terms) -> None:
-        older = self._queue.supersede(request_id, work, terms)
+    def _submit_newest(self, request_id: int, parcel: Parcel, terms: Terms) -> None:
+        older = self._queue.supersede(request_id, parcel, terms)
         if older is not None:
-            self._tell_later(*older, _superseded())
+            self._end(*older, _superseded())
             return
         running = self._queue.running_of(terms.session)
         if running is not None and not self._places[running].has_begun(running):
@@ -196,32 +213,29 @@ class Dispatcher:
             self._hand_over(link, batch)
         self._wake_later(now, room_at)
 
-    def _hand_over(self, link: WorkerLink, batch: list[tuple[int, Work]]) -> None:
-        for request_id, work in batch:
+    def _hand_over(self, link: WorkerLink, batch: list[tuple[int, Parcel]]) -> None:
+        for request_id, parcel in batch:
             self._places[request_id] = link
             if (last_start := self._queue.last_start(request_id)) is not None:
-                self._handed_over_until[request_id] = (last_start, work)
-        for request_id, work, error in link.hand_over(batch, self._queue.last_start):
-            self._queue.finish(request_id)
-            self._left_worker(request_id)
-            self._tell_later(request_id, work, error)
+                self._handed_over_until[request_id] = (last_start, parcel)
+        link.hand_over(batch, self._queue.last_start)
 
     def _end_expired(self, now: float) -> None:
-        for request_id, work in self._queue.take_expired(now):
-            self._tell_later(request_id, work, _expired())
-        for request_id, (last_start, work) in list(self._handed_over_until.items()):
+        for request_id, parcel in self._queue.take_expired(now):
+            self._end(request_id, parcel, _expired())
+        for request_id, (last_start, parcel) in list(self._handed_over_until.items()):
             # What lies ready for a worker is told at once; the worker itself would not begin it either.
             if last_start < now and not self._places[request_id].has_begun(request_id):
                 self.drop(request_id)
-                self._tell_later(request_id, work, _expired())
+                self._tell_later(request_id, parcel.on_done, _expired())
             elif last_start < now:
                 del self._handed_over_until[request_id]
 
     def _next_room(self, now: float) -> tuple[float, WorkerLink]:
         """Which worker may take requests first, and from when on; of those that may now, the least busy."""
+        if len(self._links) == 1:
+            return self._links[0].has_room_at(self._times.expected), self._links[0]
         room = [(link.has_room_at(self._times.expected), link) for link in self._links]
-        if len(room) == 1:
-            return room[0]
         free = [item for item in room if item[0] <= now]
         if free:
             return min(free, key=lambda item: (len(item[1]), item[1].busy_since))
@@ -235,14 +249,18 @@ class Dispatcher:
         self._dropped.discard(request_id)
         return is_wanted
 
-    def _tell_later(self, request_id: int, work: Work, outcome: Outcome) -> None:
-        self._ended[request_id] = work
+    def _end(self, request_id: int, parcel: Parcel, outcome: Outcome) -> None:
+        """End a request that no worker has."""
+        self._store.free(parcel)
+        self._tell_later(request_id, parcel.on_done, outcome)
+
+    def _tell_later(self, request_id: int, on_done: Callable[[Outcome], None], outcome: Outcome) -> None:
+        self._ended[request_id] = on_done
         asyncio.get_running_loop().call_soon(self._tell, request_id, outcome)
 
     def _tell(self, request_id: int, outcome: Outcome) -> None:
-        work = self._ended.pop(request_id, None)
-        if work is not None:
-            work.on_done(outcome)
+        if (on_done := self._ended.pop(request_id, None)) is not None:
+            on_done(outcome)
 
     def _wake_later(self, now: float, room_at: float) -> None:
         """Look again when something expires, or when a worker may take more."""

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from vlad_engines.worker_protocol import ComponentEngine, DeviceMemory, StartReport
 from vlad_server.latency_histogram import LatencyHistograms
+from vlad_server.plain_counters import PlainCounters
 
 BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 COMPONENTS = ("vision", "prefix", "denoise")
@@ -30,15 +31,18 @@ class EngineMetrics:
         self._batch_size = LatencyHistograms(
             registry, f"{namespace}_batch_size", "Requests computed together.", BATCH_BUCKETS
         ).series[""]
-        busy = counter(
-            "stream_busy_seconds_total",
+        self._busy = PlainCounters(
+            registry,
+            f"{namespace}_stream_busy_seconds",
             "Device time by stream: vision and prefix, or denoising. A sum of rates above 1 is overlap.",
-            "stream",
-        )
-        self._busy = {stream: busy.labels(stream) for stream in _STREAMS}
-        self._overlapped = counter(
-            "overlapped_seconds_total", "Device time in which both streams worked, for different requests."
-        )
+            label="stream",
+            values=tuple(_STREAMS),
+        ).series
+        self._overlapped = PlainCounters(
+            registry,
+            f"{namespace}_overlapped_seconds",
+            "Device time in which both streams worked, for different requests.",
+        ).series[""]
 
         self._memory = {
             "used_bytes": gauge("gpu_memory_used_bytes", "Device memory in use, by whomever.", "gpu"),

@@ -19,7 +19,8 @@ class Exchange:
     """A request that is being answered. Times are time.perf_counter().
 
     Attributes:
-        observation: as it came; with arrays for its compressed images, once they are decoded.
+        observation: as it came; with arrays for its compressed images, once they are decoded; let go of as
+            soon as the engine has it, where nobody watches.
         session: whose request it is.
         received: when its frame was complete.
         number: counts the requests of a connection.

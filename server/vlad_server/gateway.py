@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import pathlib
 import time
@@ -38,6 +39,8 @@ PING_TIMEOUT_S = 60.0
 
 OPEN_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
+FAREWELL_S = 0.5
+"""What the network gets to take the close frames of connections that are cut."""
 
 
 class Gateway:
@@ -113,7 +116,9 @@ class Gateway:
             self._config.host,
             self._config.port,
             process_request=self._process_request,
-            create_connection=PolicyConnection,
+            create_connection=functools.partial(  # type: ignore[arg-type]  # any factory will do
+                PolicyConnection, max_message_bytes=self._config.max_message_bytes
+            ),
             compression=None,
             server_header=None,
             open_timeout=OPEN_TIMEOUT_S,
@@ -143,8 +148,16 @@ class Gateway:
         return True
 
     async def close(self) -> None:
-        """Free the port and cut the connections that are left."""
+        """Free the port and cut the connections that are left, which are told why."""
         assert self._server is not None
+        code, reason = self._readiness.farewell
+        if self._serving:
+            logger.warning("cutting %d connections with code %d (%s)", len(self._serving), code, reason)
+        for connection in list(self._server.connections):
+            assert isinstance(connection, PolicyConnection)
+            connection.cut(code, reason)
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=FAREWELL_S)
         for connection in list(self._server.connections):
             connection.transport.abort()
         self._server.close()

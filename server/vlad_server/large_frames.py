@@ -1,4 +1,4 @@
-"""Large websocket messages, put together and unmasked in one place.
+"""Large websocket messages, received and unmasked in place.
 
 `websockets` appends what comes to one buffer, cuts the frame out of it and unmasks it into a third; for an
 observation of 300 kB, these copies and the generators around them cost as much as everything that the
@@ -27,45 +27,50 @@ _SMALL_REPLY, _LARGE_REPLY, _HUGE_REPLY = struct.Struct("!BB"), struct.Struct("!
 _BINARY, _LENGTH_OF_TWO, _LENGTH_OF_EIGHT = 0x82, 126, 127
 
 
+def read_header(data: memoryview, max_bytes: int) -> tuple[int, bytes] | None:
+    """Length and mask of the large frame that begins with `data`.
+
+    Returns:
+        None where the library has to look: for any other frame, and for one of more than `max_bytes`.
+    """
+    if len(data) < HEADER_BYTES or data[:2] != _START:
+        return None
+    length, mask = _LENGTH_AND_MASK.unpack_from(data)
+    return (length, mask) if LEAST_BYTES <= length <= max_bytes else None
+
+
+def unmask(payload: memoryview, mask: bytes) -> None:
+    """Undo a client's masking where the payload lies; fastest where that is at a multiple of 8."""
+    whole = len(payload) // 8 * 8
+    words = np.frombuffer(payload[:whole], np.uint64)
+    np.bitwise_xor(words, np.frombuffer(2 * mask, np.uint64)[0], out=words)
+    for index in range(whole, len(payload)):
+        payload[index] ^= mask[index % 4]
+
+
 class LargeFrame:
-    """One message that is coming in.
+    """One message of which a part has come.
 
     Args:
         length: of the message in bytes.
         mask: four bytes.
+        begun: what has come of it, shorter than `length`; copied.
     """
 
-    def __init__(self, length: int, mask: bytes) -> None:
-        # Whole words of eight bytes, so that unmasking takes the fast path to the very end.
-        self._bytes = np.empty(-(-length // 8) * 8, np.uint8)
-        self._view = self._bytes.data[:length]
+    def __init__(self, length: int, mask: bytes, begun: memoryview) -> None:
+        self._view = np.empty(length, np.uint8).data
         self._mask = mask
-        self._received = 0
+        self._view[: len(begun)] = begun
+        self.rest = self._view[len(begun) :]
+        """Where the bytes go that come next; empty once all of it is there."""
 
-    @classmethod
-    def begin(cls, data: bytes, max_bytes: int) -> LargeFrame | None:
-        """The frame that begins with `data`, of at most `max_bytes`; None where the library has to look."""
-        if len(data) < HEADER_BYTES or not data.startswith(_START):
-            return None
-        length, mask = _LENGTH_AND_MASK.unpack_from(data)
-        return cls(length, mask) if LEAST_BYTES <= length <= max_bytes else None
-
-    def add(self, data: bytes, start: int = 0) -> int:
-        """Take what belongs to the frame; returns the index in `data` of what does not."""
-        end = min(len(data), start + len(self._view) - self._received)
-        self._view[self._received : self._received + end - start] = memoryview(data)[start:end]
-        self._received += end - start
-        return end
-
-    @property
-    def is_complete(self) -> bool:
-        """True once all of it is there."""
-        return self._received == len(self._view)
+    def advance(self, count: int) -> None:
+        """Note that `count` bytes have come into `rest`."""
+        self.rest = self.rest[count:]
 
     def message(self) -> memoryview:
         """The message of a complete frame; call it once."""
-        words = self._bytes.view(np.uint64)
-        np.bitwise_xor(words, np.frombuffer(2 * self._mask, np.uint64)[0], out=words)
+        unmask(self._view, self._mask)
         return self._view
 
 

@@ -23,6 +23,7 @@ from vlad_server.doctor.examination import KINDS as OBSERVATION_WARNINGS
 from vlad_server.engine_metrics import EngineMetrics
 from vlad_server.freshness_metrics import FreshnessMetrics
 from vlad_server.latency_histogram import LatencyHistogram, LatencyHistograms
+from vlad_server.plain_counters import PlainCounter, PlainCounters
 
 NAMESPACE = "vlad"
 
@@ -59,14 +60,19 @@ class ServerMetrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
-        requests = self._counter("requests_total", "Requests by how they ended; each ends once.", "outcome")
-        self.requests = {outcome: requests.labels(outcome) for outcome in OUTCOMES}
+        self.requests = PlainCounters(
+            registry,
+            f"{NAMESPACE}_requests",
+            "Requests by how they ended; each ends once.",
+            label="outcome",
+            values=OUTCOMES,
+        ).series
         attempts = self._counter("connection_attempts_total", "Websocket handshakes by outcome.", "outcome")
         self.connection_attempts = {outcome: attempts.labels(outcome) for outcome in CONNECTION_OUTCOMES}
         disconnects = self._counter("disconnects_total", "Closed connections by close code.", "code")
         self._disconnects = {code: disconnects.labels(code) for code in CLOSE_CODES}
-        self.received_bytes = self._counter("received_bytes_total", "Payload bytes of requests.")
-        self.sent_bytes = self._counter("sent_bytes_total", "Payload bytes of replies.")
+        self.received_bytes = self._plain_counter("received_bytes", "Payload bytes of requests.")
+        self.sent_bytes = self._plain_counter("sent_bytes", "Payload bytes of replies.")
         self.send_timeouts = self._counter(
             "send_timeouts_total", "Connections aborted because the client did not read its reply."
         )
@@ -191,7 +197,7 @@ class ServerMetrics:
 
     def request_counts(self) -> dict[str, int]:
         """Requests so far by outcome."""
-        return {outcome: _value(counter) for outcome, counter in self.requests.items()}
+        return {outcome: int(counter.value) for outcome, counter in self.requests.items()}
 
     def worker_counts(self) -> dict[str, int]:
         """Engine workers: how many are ready, were started again, were killed because they hung."""
@@ -213,6 +219,9 @@ class ServerMetrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _plain_counter(self, name: str, text: str) -> PlainCounter:
+        return PlainCounters(self.registry, f"{NAMESPACE}_{name}", text).series[""]
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)

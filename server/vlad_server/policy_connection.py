@@ -10,15 +10,17 @@ than websockets 16; with this, load balancers get their answer on every Python.
 
 from __future__ import annotations
 
+import asyncio
 import collections
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from websockets.asyncio.server import ServerConnection
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import Event, State
 
-from vlad_server.large_frames import HEADER_BYTES, LARGEST_BYTES, LargeFrame, binary_frame
+from vlad_server.frame_reader import FrameReader
+from vlad_server.large_frames import LARGEST_BYTES, binary_frame
 
 _HEAD, _GET = b"HEAD ", b"GET "
 
@@ -32,7 +34,7 @@ class Receiver(Protocol):
     """Who handles the messages of a connection; called on the event loop, must not block."""
 
     def on_message(self, message: Message) -> None:
-        """A message, after `request_message` asked for it."""
+        """A message, after `request_message` asked for it. A memoryview is valid until this returns."""
         ...
 
     def on_writable(self) -> None:
@@ -45,11 +47,16 @@ class Receiver(Protocol):
 
 
 class PolicyConnection(ServerConnection):
-    """One websocket of the policy port."""
+    """One websocket of the policy port.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    Args:
+        args, options: of the library's connection.
+        max_message_bytes: largest message.
+    """
+
+    def __init__(self, *args: Any, max_message_bytes: int, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._largest_frame = min(self.protocol.max_message_size or LARGEST_BYTES, LARGEST_BYTES)
+        self._largest_frame = min(max_message_bytes, LARGEST_BYTES)
         self._has_received = False
         self.is_head = False
         self.is_writable = True
@@ -58,7 +65,6 @@ class PolicyConnection(ServerConnection):
         self._is_delivering = False
         self._is_reading = True
         self._waiting: collections.deque[Message] = collections.deque()
-        self._large: LargeFrame | None = None
         self._fragments: bytearray | None = None
         self._is_text = False
 
@@ -82,20 +88,41 @@ class PolicyConnection(ServerConnection):
             self.transport.write(binary_frame(payload))
         return True
 
+    def cut(self, code: int, reason: str) -> None:
+        """Say why, where that can still be said, and close without waiting for the client's consent.
+
+        Args:
+            reason: at most 123 bytes.
+        """
+        if self.protocol.state is State.OPEN and not self.transport.is_closing():
+            self.protocol.send_close(code, reason)
+            self.send_data()
+        self.transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the transport, first."""
+        super().connection_made(transport)
+        cast(asyncio.Transport, transport).set_protocol(FrameReader(self, self._largest_frame))
+
     def data_received(self, data: bytes) -> None:
-        """Called by the transport with what came over the network."""
+        """Called by the reader with what came over the network and is no large message."""
         if not self._has_received:
             self._has_received = True
             if data.startswith(_HEAD):
                 self.is_head = True
                 data = _GET + data[len(_HEAD) :]
-        if self._large is not None:
-            self._continue_large(self._large, data, 0)
-        elif self._may_begin_frame and (frame := LargeFrame.begin(data, self._largest_frame)) is not None:
-            self._large = frame
-            self._continue_large(frame, data, HEADER_BYTES)
-        else:
-            super().data_received(data)
+        super().data_received(data)
+
+    def large_message_received(self, message: memoryview) -> None:
+        """Called by the reader with what it need not show the library."""
+        is_taken_at_once = self._is_wanted and not self._waiting and not self._is_delivering
+        self._receive(message if is_taken_at_once else bytes(message))
+
+    @property
+    def is_between_messages(self) -> bool:
+        """True where the library has nothing half done: the next byte begins a message."""
+        is_between_frames = not self.protocol.reader.buffer and self._fragments is None
+        return is_between_frames and self.protocol.state is State.OPEN
 
     def process_event(self, event: Event) -> None:
         """Called by the library with each frame; data frames stay here, everything else is its own."""
@@ -128,20 +155,6 @@ class PolicyConnection(ServerConnection):
         if self.is_head:
             response.body = b""
         return response
-
-    @property
-    def _may_begin_frame(self) -> bool:
-        """True where the library has nothing half done: the next byte begins a message."""
-        is_between_frames = not self.protocol.reader.buffer and self._fragments is None
-        return is_between_frames and self.protocol.state is State.OPEN
-
-    def _continue_large(self, frame: LargeFrame, data: bytes, start: int) -> None:
-        end = frame.add(data, start)
-        if frame.is_complete:
-            self._large = None
-            self._receive(frame.message())
-        if end < len(data):
-            self.data_received(data[end:])
 
     def _receive(self, message: Message) -> None:
         self._waiting.append(message)

@@ -37,6 +37,13 @@ class Readiness:
         """True once the daemon is on its way out."""
         return self._draining.is_set()
 
+    @property
+    def farewell(self) -> tuple[int, str]:
+        """Close code and reason for whoever is still connected when the daemon ends."""
+        if self.state == "failed":
+            return 1011, "the server failed; its log says why"
+        return 1001, "server is going away"
+
     def change(self, state: State, explanation: str) -> None:
         """Move to `state`; `explanation` is what probes and logs show."""
         if self.state in ("draining", "failed"):

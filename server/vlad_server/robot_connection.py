@@ -38,6 +38,7 @@ from vlad_server.outcomes import (
     UnservedError,
     code_of,
 )
+from vlad_server.parcels import Work
 from vlad_server.policy_connection import Message, PolicyConnection
 from vlad_server.rate_limit import Allowance
 from vlad_server.readiness import Readiness
@@ -52,7 +53,6 @@ from vlad_server.request_options import (
 )
 from vlad_server.sessions import Session, SessionRegistry
 from vlad_server.status.board import StatusBoard
-from vlad_server.worker_link import Work
 
 logger = logging.getLogger("vlad.server")
 
@@ -162,8 +162,7 @@ class RobotConnection:
         if self._closing is not None:
             await self._closing
         elif not self._connection.transport.is_closing():
-            code, reason = (1001, "server is going away") if self._readiness.is_draining else (1011, "")
-            await self._connection.close(code, reason)
+            await self._connection.close(*self._readiness.farewell)
         self._metrics.count_disconnect(self._close_code())
         return self._close_code()
 
@@ -219,7 +218,7 @@ class RobotConnection:
     def _break_off(self) -> None:
         """A defect of ours costs this connection, and nobody else anything."""
         logger.exception("%s: connection failed", self._address)
-        self._connection.transport.abort()
+        self._connection.cut(1011, "internal error; the server's log says more")
 
     def _begin(self, message: Message, received: float) -> None:
         self._is_idle.clear()
@@ -237,7 +236,7 @@ class RobotConnection:
                 return
             options = read_options(request)
             exchange = self._exchange(request, options, received)
-            exchange.frame_received = message
+            self._keep_frame(exchange, message)
         except (wire.WireError, ObservationError, LimitedError) as error:
             self._refuse(error, observation_id)
             self._continue()
@@ -255,8 +254,12 @@ class RobotConnection:
         observation = roboarena.observation_of(request, self._config.robot)
         exchange = self._exchange(observation, RequestOptions(), received)
         exchange.is_roboarena = True
-        exchange.frame_received = message
+        self._keep_frame(exchange, message)
         self._prepare(exchange)
+
+    def _keep_frame(self, exchange: Exchange, message: bytes | bytearray | memoryview) -> None:
+        if self._recorder is not None:
+            exchange.frame_received = bytes(message)
 
     def _exchange(self, request: Mapping[str, Any], options: RequestOptions, received: float) -> Exchange:
         session = self._session
@@ -345,6 +348,9 @@ class RobotConnection:
         exchange.request_id = self._dispatcher.submit(work, exchange.terms, stream=options.stream)
         self._open[exchange.request_id] = exchange
         self._doctor.examine(exchange)
+        if not self._board.is_watched:
+            # The next request gets this memory, which is in the processor's cache still.
+            exchange.observation = {}
 
     def _on_outcome(self, exchange: Exchange, outcome: Outcome) -> None:
         assert exchange.request_id is not None
@@ -501,6 +507,12 @@ class RobotConnection:
 
     def _give_up(self) -> None:
         self._metrics.send_timeouts.inc()
+        logger.warning(
+            "%s: cut off, because it did not read its reply for %g s",
+            self._address,
+            self._config.send_timeout_s,
+        )
+        # A close frame would have to wait behind what is not read.
         self._connection.transport.abort()
 
     def _cancel_timer(self) -> None:

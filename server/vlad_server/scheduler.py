@@ -115,13 +115,14 @@ class Scheduler(Generic[Work]):
         self._insert(_Entry(min(older.due, terms.due), older.number, request_id, work, terms))
         return older.request_id, older.work
 
-    def drop(self, request_id: int) -> bool:
-        """Forget a waiting request that nobody waits for any more; False where it does not wait."""
+    def drop(self, request_id: int) -> Work | None:
+        """Forget a waiting request that nobody waits for any more; None where it does not wait."""
         entry = self._by_id.get(request_id)
         if entry is None:
-            return False
+            return None
         self._remove(entry)
-        return True
+        work: Work = entry.work
+        return work
 
     def take(self, sizes: Sequence[int], now: float) -> list[tuple[int, Work]]:
         """The requests to compute next, together; none where none may begin. They count as running.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import dataclasses
 import logging
 import math
 import time
@@ -16,6 +15,7 @@ from vlad_configs.serving import MAX_BATCH_SIZE
 from vlad_engines import worker_protocol as protocol
 from vlad_server.metrics import ServerMetrics
 from vlad_server.outcomes import Outcome, Reply, WorkerLostError
+from vlad_server.parcels import Parcel
 from vlad_server.worker_process import WorkerProcess
 
 logger = logging.getLogger("vlad.server")
@@ -23,8 +23,8 @@ logger = logging.getLogger("vlad.server")
 READ_AHEAD = 2
 """Batches that a worker may have: one that it computes, and one that it prepares meanwhile."""
 
-SLOTS = READ_AHEAD * MAX_BATCH_SIZE
-"""Requests that may lie in shared memory at once."""
+MOST_HANDED_OVER = READ_AHEAD * MAX_BATCH_SIZE
+"""Requests that one worker may have at once."""
 
 HAND_OVER_S = 0.002
 """How long before it is needed a batch shall be ready; the way to the worker is in it."""
@@ -37,21 +37,6 @@ HANG_TURNS = 20
 """Looks at a worker before it is taken for stuck."""
 
 
-@dataclasses.dataclass(eq=False)
-class Work:
-    """A request on its way to a worker.
-
-    Attributes:
-        observation: checked and reduced to the keys that the policy uses.
-        on_done: told the outcome on the event loop, once, unless the request is dropped.
-        continuable: True where the reply shall hold what a continuation needs.
-    """
-
-    observation: Mapping[str, Any]
-    on_done: Callable[[Outcome], None]
-    continuable: bool = False
-
-
 class LinkOwner(Protocol):
     """Who gives a link its requests; called on the event loop."""
 
@@ -59,16 +44,21 @@ class LinkOwner(Protocol):
         """The worker became ready, tells of its progress, or is lost; `link.state` and its text say which."""
         ...
 
-    def on_outcome(self, link: WorkerLink, request_id: int, work: Work, outcome: Outcome) -> None:
+    def on_outcome(self, link: WorkerLink, request_id: int, parcel: Parcel, outcome: Outcome) -> None:
         """A request that was handed over has ended."""
         ...
 
-    def on_unbegun(self, link: WorkerLink, request_id: int, work: Work) -> None:
+    def on_unbegun(self, link: WorkerLink, request_id: int, parcel: Parcel) -> None:
         """A request that was handed over was never begun, and will not be by this worker."""
         ...
 
     def on_computed(self, size: int, seconds: float) -> None:
         """A batch of `size` requests took the engine `seconds`."""
+        ...
+
+    @property
+    def has_served(self) -> bool:
+        """True once any of its links had a worker that took requests."""
         ...
 
 
@@ -79,7 +69,8 @@ class WorkerLink:
         name: for the log.
         command: how to start a worker.
         options: the policy's arguments, sent to each new worker.
-        request_bytes: largest request in bytes.
+        slots: where the requests lie.
+        request_bytes: the size with which `slots` was created.
         hang_s: seconds without an answer after which a worker that has requests is taken for stuck.
     """
 
@@ -89,6 +80,7 @@ class WorkerLink:
         command: Sequence[str],
         options: dict[str, Any],
         *,
+        slots: protocol.SharedSlots,
         request_bytes: int,
         hang_s: float,
         owner: LinkOwner,
@@ -105,9 +97,8 @@ class WorkerLink:
         self._hang_s = hang_s
         self._owner = owner
         self._metrics = metrics
-        self._slots = protocol.SharedSlots.create(SLOTS, request_bytes)
-        self._free_slots = list(range(SLOTS))
-        self._handed_over: dict[int, tuple[int, Work]] = {}
+        self._slots = slots
+        self._handed_over: dict[int, Parcel] = {}
         self._revoked: set[int] = set()
         self._worker: WorkerProcess | None = None
         self._start_failure: str | None = None
@@ -147,62 +138,45 @@ class WorkerLink:
             return math.inf
         return self.busy_since + seconds - self._preparation_s - HAND_OVER_S
 
-    def hand_over(
-        self, batch: Sequence[tuple[int, Work]], begin_by: Callable[[int], float | None]
-    ) -> list[tuple[int, Work, ObservationError]]:
+    def hand_over(self, batch: Sequence[tuple[int, Parcel]], begin_by: Callable[[int], float | None]) -> None:
         """Give the worker requests to compute together; it must be ready and have room.
 
         Args:
             begin_by: of a request id, the time.perf_counter() at which its result has become useless.
-
-        Returns:
-            The requests that cannot be handed over, and why.
         """
         assert self._worker is not None
         if not self._batches:
             self.busy_since = time.perf_counter()
             self._computing = len(batch)
-        handed_over: set[int] = set()
-        stored: list[tuple[int, int, bytes, bool]] = []
-        refused: list[tuple[int, Work, ObservationError]] = []
-        for request_id, work in batch:
-            slot = self._free_slots.pop()
-            try:
-                outline = self._slots.store_observation(slot, work.observation)
-            except (OverflowError, TypeError, ValueError) as error:
-                self._free_slots.append(slot)
-                expected = "a request that fits the engine worker's memory"
-                refused.append((request_id, work, ObservationError("", expected, str(error))))
-            else:
-                self._handed_over[request_id] = (slot, work)
-                handed_over.add(request_id)
-                stored.append((request_id, slot, outline, work.continuable))
-        if handed_over:
-            self._batches.append(handed_over)
-        for more, (request_id, slot, outline, continuable) in zip(
-            range(len(stored) - 1, -1, -1), stored, strict=True
-        ):
+        self._batches.append({request_id for request_id, _ in batch})
+        more = len(batch)
+        for request_id, parcel in batch:
+            more -= 1
+            self._handed_over[request_id] = parcel
+            self._slots.offer(parcel.slot)
             self._worker.send(
-                protocol.Infer(request_id, slot, outline, more, begin_by(request_id), continuable)
+                protocol.Infer(
+                    request_id, parcel.slot, parcel.outline, more, begin_by(request_id), parcel.continuable
+                )
             )
-        return refused
 
     def revoke(self, request_id: int) -> None:
         """Take back a request that was handed over, should it not have begun; `on_unbegun` then tells."""
-        slot = self._handed_over[request_id][0]
+        slot = self._handed_over[request_id].slot
         if not self._slots.has_begun(slot):
             self._revoked.add(request_id)
             self._slots.revoke(slot)
 
     def has_begun(self, request_id: int) -> bool:
         """True where a request that was handed over is being computed."""
-        return self._slots.has_begun(self._handed_over[request_id][0])
+        return self._slots.has_begun(self._handed_over[request_id].slot)
 
     async def supervise(self) -> None:
         """Run workers until cancelled, one after the other, with a growing pause between failures.
 
         Raises:
-            ConfigError: where the first worker cannot start; the text is the worker's own reason.
+            ConfigError: where the first worker cannot start and no other link has served anybody; the text
+                is the worker's own reason.
         """
         failures = 0
         while True:
@@ -211,7 +185,7 @@ class WorkerLink:
             if self._ready_since is not None and time.monotonic() - self._ready_since > HEALTHY_AFTER_S:
                 failures = 0
             failures += 1
-            if not self.ever_ready:
+            if not self._owner.has_served:
                 if self._start_failure is not None:
                     raise ConfigError(self._start_failure)
                 if failures >= START_ATTEMPTS:
@@ -233,12 +207,14 @@ class WorkerLink:
         watching = asyncio.create_task(self._end_where_stuck(worker))
         try:
             worker.send(protocol.Configure(self._options))
-            return await worker.wait_closed()
+            code = await worker.wait_closed()
         finally:
             watching.cancel()
             self._worker = None
             worker.close()
-            self._release()
+        # Not where this is cancelled: then the daemon ends, and connections tell their robots so.
+        self._release()
+        return code
 
     async def _end_where_stuck(self, worker: WorkerProcess) -> None:
         """Kill a worker that has requests and answers none of them for too long."""
@@ -258,16 +234,18 @@ class WorkerLink:
 
     def _release(self) -> None:
         """Fail the requests that the dead worker had begun; the others are begun by somebody else."""
-        handed_over, self._handed_over = self._handed_over, {}
-        self._revoked.clear()
         self._batches.clear()
-        self._free_slots = list(range(SLOTS))
-        for request_id, (slot, work) in handed_over.items():
-            if self._slots.has_begun(slot):
+        # One by one: while the owner hears of the first, it may ask about or drop those that follow.
+        while self._handed_over:
+            request_id, parcel = next(iter(self._handed_over.items()))
+            has_begun = self.has_begun(request_id)
+            del self._handed_over[request_id]
+            if has_begun:
                 lost = f"the {self.name} died while computing this request; it is being restarted"
-                self._owner.on_outcome(self, request_id, work, WorkerLostError(lost))
+                self._owner.on_outcome(self, request_id, parcel, WorkerLostError(lost))
             else:
-                self._owner.on_unbegun(self, request_id, work)
+                self._owner.on_unbegun(self, request_id, parcel)
+        self._revoked.clear()
 
     def _on_message(self, message: protocol.Message) -> None:
         if isinstance(message, protocol.DeviceMemory):
@@ -278,22 +256,22 @@ class WorkerLink:
         if isinstance(message, protocol.Chunk):
             self._on_chunk(message)
         elif isinstance(message, protocol.Skipped):
-            _, work = self._take_back(message.request_id)
-            self._owner.on_unbegun(self, message.request_id, work)
+            parcel = self._take_back(message.request_id)
+            self._owner.on_unbegun(self, message.request_id, parcel)
         elif isinstance(message, protocol.Refused):
-            _, work = self._take_back(message.request_id)
+            parcel = self._take_back(message.request_id)
             refused = ObservationError(message.key, message.expected, message.received)
-            self._owner.on_outcome(self, message.request_id, work, refused)
+            self._owner.on_outcome(self, message.request_id, parcel, refused)
         elif isinstance(message, protocol.Failed):
-            _, work = self._take_back(message.request_id)
+            parcel = self._take_back(message.request_id)
             logger.error("engine failure: %s\n%s", message.reason, message.detail)
-            self._owner.on_outcome(self, message.request_id, work, EngineError(message.reason))
+            self._owner.on_outcome(self, message.request_id, parcel, EngineError(message.reason))
         else:
             self._on_life(message)
 
     def _on_chunk(self, message: protocol.Chunk) -> None:
         arrays = self._slots.load_reply(message.arrays)
-        _, work = self._take_back(message.request_id)
+        parcel = self._take_back(message.request_id)
         if message.started != self._last_computation:
             self._last_computation = message.started
             self._preparation_s = 1e-3 * message.batch * message.timing.get("preprocess_ms", 0.0)
@@ -307,7 +285,7 @@ class WorkerLink:
             notes=message.notes,
             **arrays,
         )
-        self._owner.on_outcome(self, message.request_id, work, reply)
+        self._owner.on_outcome(self, message.request_id, parcel, reply)
 
     def _on_life(self, message: protocol.Message) -> None:
         if isinstance(message, protocol.Progress):
@@ -326,8 +304,8 @@ class WorkerLink:
         elif isinstance(message, protocol.StartFailed):
             self._start_failure = message.reason
 
-    def _take_back(self, request_id: int) -> tuple[int, Work]:
-        slot, work = self._handed_over.pop(request_id)
+    def _take_back(self, request_id: int) -> Parcel:
+        parcel = self._handed_over.pop(request_id)
         self._revoked.discard(request_id)
         for batch in self._batches:
             batch.discard(request_id)
@@ -335,9 +313,7 @@ class WorkerLink:
             self._batches.popleft()
             self.busy_since = time.perf_counter()
             self._computing = len(self._batches[0]) if self._batches else 0
-        self._slots.release(slot)
-        self._free_slots.append(slot)
-        return slot, work
+        return parcel
 
 
 def _exit(code: int) -> str:

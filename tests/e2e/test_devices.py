@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import os
+import re
 import signal
 import time
 
@@ -19,10 +20,7 @@ DEVICES = ("--devices", "first,second")
 
 
 def _worker_pids(daemon: Daemon) -> list[int]:
-    return [
-        int(match)
-        for match in __import__("re").findall(r"engine worker \d started \(pid (\d+)\)", daemon.log())
-    ]
+    return [int(match) for match in re.findall(r"engine worker \d started \(pid (\d+)\)", daemon.log())]
 
 
 def _drive(daemon: Daemon, robots: int, seconds: float) -> list[int]:
@@ -101,3 +99,27 @@ def test_a_worker_that_cannot_start_ends_the_daemon_with_its_reason() -> None:
     with start_scripted_daemon(*DEVICES, fail="no such device", listening=False) as daemon:
         assert daemon.process.wait(20) == 2
         assert "serve_policy: no such device" in daemon.log()
+
+
+def test_a_device_that_cannot_start_leaves_the_others_serving() -> None:
+    slow_to_fail = {"second": {"start_s": 1.0, "fail": "its actions are too far from the reference"}}
+    with start_scripted_daemon(*DEVICES, infer_s=0.01, on=slow_to_fail) as daemon:
+        daemon.wait_ready()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            driving = pool.submit(_drive, daemon, 3, 2.0)
+            daemon.wait_for_log(r"engine worker 1 lost \(its actions are too far from the reference\)")
+            assert min(driving.result()) > 20
+        assert daemon.http("/readyz") == (200, "OK\n")
+        assert daemon.metric("vlad_workers_ready") == 1
+        assert daemon.process.poll() is None
+
+
+def test_a_device_that_warms_up_longer_joins_the_others_unnoticed() -> None:
+    batches = {"first": {"batch_sizes": [1, 2, 4, 8]}, "second": {"start_s": 1.0}}
+    with start_scripted_daemon(*DEVICES, infer_s=0.02, on=batches) as daemon:
+        daemon.wait_ready()
+        assert daemon.metric("vlad_workers_ready") == 1
+        served = _drive(daemon, 6, 2.5)
+        assert min(served) > 20
+        assert daemon.metric("vlad_workers_ready") == 2
+        assert daemon.metric("vlad_requests_total", outcome="ok") == sum(served)

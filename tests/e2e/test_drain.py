@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.support.daemon import start_scripted_daemon
 from tests.support.libero import libero_observation
-from tests.support.robot import connect_robot
+from tests.support.robot import connect_robot, open_connection
 from tests.support.scripted_worker import expected_chunk
 
 
@@ -96,3 +96,30 @@ def test_it_stops_while_the_worker_still_loads() -> None:
         started = time.monotonic()
         assert daemon.stop() == 0
         assert time.monotonic() - started < 3
+
+
+def test_who_is_cut_off_is_told_why() -> None:
+    with start_scripted_daemon() as daemon, connect_robot(daemon.port) as robot:
+        robot.send(libero_observation(prompt="sleep 30"))
+        time.sleep(0.2)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for_log("draining")
+        daemon.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed) as caught:
+            robot.receive()
+        assert caught.value.rcvd is not None
+        assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1001, "server is going away")
+        assert daemon.process.wait(10) == 1
+        assert "cutting 1 connections with code 1001" in daemon.log()
+
+
+def test_robots_that_wait_for_a_policy_that_never_loads_are_told_why() -> None:
+    script = {"start_s": 1.0, "fail": "the weights are gone"}
+    with start_scripted_daemon(**script) as daemon, open_connection(daemon.port) as connection:
+        with pytest.raises(ConnectionClosed) as caught:
+            connection.recv(20)
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1011
+        assert caught.value.rcvd.reason == "the server failed; its log says why"
+        assert daemon.process.wait(10) == 2
+        assert "serve_policy: the weights are gone" in daemon.log()

@@ -146,6 +146,7 @@ def test_a_client_that_never_reads_loses_its_connection_and_nobody_else_notices(
                 assert time.perf_counter() - sent < 2
                 time.sleep(0.1)
             assert daemon.metric("vlad_send_timeouts_total") == 1
+            assert "cut off, because it did not read its reply for 5 s" in daemon.log()
             assert daemon.metric("vlad_requests_total", outcome="cancelled") == 1
             assert daemon.metric("vlad_disconnects_total", code="1006") == 1
             deaf.close_socket()

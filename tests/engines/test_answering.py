@@ -29,12 +29,14 @@ class ScriptedDevice:
         self.prepared: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.begun: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
         self.may_end = threading.Semaphore(0)
+        self.prepared_by: list[str] = []
 
     def start(self, observation: Mapping[str, Any]) -> Any:
         raise AssertionError("this policy does not overlap")
 
     def prepare(self, observation: Mapping[str, Any]) -> int:
         number = int(observation["number"])
+        self.prepared_by.append(threading.current_thread().name)
         self.prepared.put(number)
         if number < 0:
             raise ObservationError("number", "0 or more", str(number))
@@ -49,16 +51,43 @@ class ScriptedDevice:
         return [{"actions": np.full((1, 1), float(number)), "policy_timing": {}} for number in prepared]
 
 
+class Inbox:
+    """Messages of a server that is a test."""
+
+    def __init__(self) -> None:
+        self._messages: list[protocol.Message | None] = []
+        self._changed = threading.Condition()
+        self.is_awaited = threading.Event()
+
+    def put(self, message: protocol.Message | None) -> None:
+        with self._changed:
+            self._messages.append(message)
+            self._changed.notify_all()
+
+    def receive(self) -> protocol.Message | None:
+        with self._changed:
+            if not self._messages:
+                self.is_awaited.set()
+            self._changed.wait_for(lambda: self._messages)
+            self.is_awaited.clear()
+            # The end stays, as that of a socket does.
+            return None if self._messages[0] is None else self._messages.pop(0)
+
+    def poll(self, timeout_s: float | None) -> bool:
+        with self._changed:
+            return bool(self._changed.wait_for(lambda: self._messages, timeout_s))
+
+
 class Worker:
     """`answer` in a thread, and the server's ends of its two directions."""
 
     def __init__(self) -> None:
         self.device = ScriptedDevice()
         self.slots = protocol.SharedSlots.create(8, 4096)
-        self._requests: queue.SimpleQueue[protocol.Message | None] = queue.SimpleQueue()
+        self.requests = Inbox()
         self._answers: queue.SimpleQueue[protocol.Message] = queue.SimpleQueue()
         self._thread = threading.Thread(
-            target=answer, args=(self.device, self.slots, self._requests.get, self._answers.put), daemon=True
+            target=answer, args=(self.device, self.slots, self.requests, self._answers.put), daemon=True
         )
         self._thread.start()
 
@@ -66,13 +95,14 @@ class Worker:
         for more, number in zip(reversed(range(len(numbers))), numbers, strict=True):
             slot = abs(number)
             outline = self.slots.store_observation(slot, {"number": number})
-            self._requests.put(protocol.Infer(abs(number), slot, outline, more, begin_by))
+            self.slots.offer(slot)
+            self.requests.put(protocol.Infer(abs(number), slot, outline, more, begin_by))
 
     def receive(self) -> protocol.Message:
         return self._answers.get(timeout=TIMEOUT_S)
 
     def close(self) -> None:
-        self._requests.put(None)
+        self.requests.put(None)
         self._thread.join(TIMEOUT_S)
         assert not self._thread.is_alive()
 
@@ -99,6 +129,22 @@ def test_the_next_batch_is_prepared_while_the_device_computes(worker: Worker) ->
         assert isinstance(chunk, protocol.Chunk)
         assert (chunk.request_id, chunk.batch) == (number, 2)
         assert worker.slots.load_reply(chunk.arrays)["actions"] == number
+
+
+def test_a_lone_request_is_prepared_by_the_thread_that_computes_it(worker: Worker) -> None:
+    for number in (1, 2):
+        assert worker.requests.is_awaited.wait(TIMEOUT_S)
+        worker.hand_over(number)
+        worker.device.begun.get(timeout=TIMEOUT_S)
+        if number == 2:
+            worker.hand_over(3)
+            for _ in range(3):
+                worker.device.prepared.get(timeout=TIMEOUT_S)
+        worker.device.may_end.release()
+        worker.receive()
+    worker.device.may_end.release()
+    worker.receive()
+    assert [name == "preparer" for name in worker.device.prepared_by] == [False, False, True]
 
 
 def test_the_time_of_a_computation_begins_when_the_one_before_ends(worker: Worker) -> None:

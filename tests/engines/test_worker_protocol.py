@@ -66,13 +66,13 @@ def test_the_notes_about_a_request_are_its_own_and_end_with_it() -> None:
     server = protocol.SharedSlots.create(2, 1000)
     worker = protocol.SharedSlots(os.dup(server.fd), 2, 1000)
     for slot in range(2):
-        server.store_observation(slot, {})
+        server.offer(slot)
     worker.begin(0)
     server.revoke(1)
     assert [server.has_begun(slot) for slot in range(2)] == [True, False]
     assert [worker.is_revoked(slot) for slot in range(2)] == [False, True]
     for slot in range(2):
-        server.store_observation(slot, {})
+        server.offer(slot)
     assert not any(server.has_begun(slot) or worker.is_revoked(slot) for slot in range(2))
 
 

@@ -107,8 +107,8 @@ def test_a_newer_observation_inherits_the_place_of_one_that_was_never_begun() ->
 def test_a_dropped_request_never_leaves() -> None:
     scheduler = _scheduler()
     _fill(scheduler, Terms("a", 0.0), Terms("b", 1.0))
-    assert scheduler.drop(0)
-    assert not scheduler.drop(0)
+    assert scheduler.drop(0) == "a"
+    assert scheduler.drop(0) is None
     assert _order(scheduler) == ["b"]
 
 
@@ -265,7 +265,7 @@ def test_each_request_ends_once_whatever_happens(
                 assert sessions[request_id] in {sessions[other] for other in waiting}
         elif name == "drop" and waiting:
             request_id = sorted(waiting)[number % len(waiting)]
-            assert scheduler.drop(request_id)
+            assert scheduler.drop(request_id) == request_id
             waiting.remove(request_id)
         elif name == "expire":
             for request_id, _ in scheduler.take_expired(now):

@@ -1,12 +1,12 @@
 """An engine worker whose policy is a script: instant or slow, healthy or not, on command.
 
 Started like the real worker. The checkpoint option is a JSON object:
-`start_s` seconds to become ready, `fail` a reason not to start (`fail_lines` times), `die` to crash instead,
+`start_s` seconds to become ready, then `fail` for a reason not to (`fail_lines` times), `die` to crash,
 `oom` to ask for more memory than there is,
 `prepare_s` seconds to prepare a request, `infer_s` seconds to compute it, `horizon` actions in a chunk;
 `batch_sizes` that it takes, `batch_s` seconds for each further request of a batch; `overlap_s` seconds before
 `infer_s` that run beside the `infer_s` of another request; `continues` where it can continue chunks;
-`engines` and `memory`, what it tells of them.
+`engines` and `memory`, what it tells of them; `on`, what differs on a device, by its name.
 A request's prompt may command more: `die`, `raise`, `bug`, `nan`, `refuse`, `sleep <seconds>`, `stop` itself
 as a debugger does, `oom` (ask for more memory than there is), `lost` (fail as CUDA does after a bad access).
 The chunk is a pure function of the state, so that a mixed-up reply shows.
@@ -78,16 +78,17 @@ class ScriptedPolicy:
 
     def __init__(self, options: Mapping[str, Any], report: ReportProgress) -> None:
         self._script = json.loads(options["checkpoint_dir"])
+        self._script |= self._script.pop("on", {}).get(options["device"], {})
         self._environment = ENVIRONMENTS[options["env"]]
         self._default_prompt = options["default_prompt"]
         report("reading the script", 0.5)
+        _busy(self._script.get("start_s", 0.0))
         if "fail" in self._script:
             raise ConfigError("\n".join([self._script["fail"]] * self._script.get("fail_lines", 1)))
         if "die" in self._script:
             os.kill(os.getpid(), signal.SIGKILL)
         if "oom" in self._script:
             np.zeros(1 << 60, np.uint8)
-        _busy(self._script.get("start_s", 0.0))
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -116,7 +116,11 @@ class StatusBoard:
         encode_ms: float,
         send_ms: float,
     ) -> None:
-        """A chunk has left; call it only while `is_watched`."""
+        """A chunk has left; call it only while `is_watched`.
+
+        Args:
+            observation: that it was computed for; empty where nobody watched when it came.
+        """
         now = time.monotonic()
         server, policy = message["server_timing"], message["policy_timing"]
         known = {
@@ -129,7 +133,7 @@ class StatusBoard:
         stages = tuple(known.get(stage, policy.get(f"{stage}_ms")) for stage in STAGES)
         self._number += 1
         self._samples.append(Sample(self._number, now, robot, stages))
-        if robot not in self._chosen:
+        if robot not in self._chosen or not observation:
             return
         earlier = self._looks.get(robot)
         if earlier is None or now - earlier.taken >= FRAMES_EVERY_S:

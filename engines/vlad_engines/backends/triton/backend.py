@@ -57,16 +57,25 @@ class TritonBackend:
         self._device = torch.device(options.device)
         self._image_dtype: torch.dtype = getattr(torch, options.image_dtype)
         self._buckets = prompt_buckets(config.max_token_len)
+        self._prefix: Fp8Prefix | None = None
+        # Kernels, events and replayed graphs go to the calling thread's device, not to that of their tensors.
         with torch.cuda.device(self._device):
             in_one_launch = [whole_device and denoise_loop.supports(config, key) for key in self._keys()]
-        self._weights = fuse_weights(
-            config,
-            weights,
-            num_steps=options.num_steps,
-            device=self._device,
-            with_layers=not all(in_one_launch),
-            with_loop=any(in_one_launch),
-        )
+            self._weights = fuse_weights(
+                config,
+                weights,
+                num_steps=options.num_steps,
+                device=self._device,
+                with_layers=not all(in_one_launch),
+                with_loop=any(in_one_launch),
+            )
+            if options.precision == "fp8":
+                calibration = calibrate(config, self._weights, options.calibration, self._device)
+                self._prefix = quantise(self._weights.prefix, calibration)
+                self._weights = self._weights.without_prefix()
+            # What was fused is garbage now, three gigabytes of it at full size.
+            gc.collect()
+            torch.cuda.empty_cache()
         self._denoise_kernels = " and ".join(
             name
             for name, is_used in (
@@ -75,14 +84,6 @@ class TritonBackend:
             )
             if is_used
         )
-        self._prefix: Fp8Prefix | None = None
-        if options.precision == "fp8":
-            calibration = calibrate(config, self._weights, options.calibration, self._device)
-            self._prefix = quantise(self._weights.prefix, calibration)
-            self._weights = self._weights.without_prefix()
-        # What was fused is garbage now, three gigabytes of it at full size.
-        gc.collect()
-        torch.cuda.empty_cache()
         self._workspace = Workspace(self._device)
         self._engines: dict[SlotKey, CapturedEngine] = {}
 
@@ -105,13 +106,17 @@ class TritonBackend:
         Raises:
             EngineError: for a batch size or a number of cameras without graphs, or inputs that do not fit.
         """
-        result = self._engine(self._key(inputs, noise)).run(inputs, noise)
+        engine = self._engine(self._key(inputs, noise))
+        with torch.cuda.device(self._device):
+            result = engine.run(inputs, noise)
         return [InferenceResult(actions, result.stage_seconds) for actions in result.actions]
 
     @torch.inference_mode()
     def trace(self, inputs: ModelInputs, noise: npt.NDArray[np.float32]) -> Trace:
         """See `capabilities.Traceable`."""
-        return self._engine(self._key([inputs], [noise])).trace(inputs, noise)
+        engine = self._engine(self._key([inputs], [noise]))
+        with torch.cuda.device(self._device):
+            return engine.trace(inputs, noise)
 
     def describe(self) -> dict[str, Any]:
         """See `Backend.describe`."""

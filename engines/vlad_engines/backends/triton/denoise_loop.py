@@ -65,6 +65,7 @@ class DenoiseLoop:
         expert, rows = config.expert, slot.suffix
         assert weights.expert_loop is not None
         self._kernel = _kernel(
+            torch.cuda.current_device(),
             ROWS=rows,
             LAYERS=expert.depth,
             HEADS=expert.num_heads,
@@ -145,5 +146,6 @@ def _exchange_words(prefix: int, rows: int, expert: GemmaConfig) -> tuple[int, i
 
 
 @functools.cache
-def _kernel(**definitions: int) -> CudaKernel:
+def _kernel(device: int, **definitions: int) -> CudaKernel:
+    # Loaded into the context of the current device, `device`; no other one can launch it.
     return CudaKernel(_SOURCE, definitions)
