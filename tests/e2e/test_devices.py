@@ -115,11 +115,11 @@ def test_a_device_that_cannot_start_leaves_the_others_serving() -> None:
 
 
 def test_a_device_that_warms_up_longer_joins_the_others_unnoticed() -> None:
-    batches = {"first": {"batch_sizes": [1, 2, 4, 8]}, "second": {"start_s": 1.0}}
+    batches = {"first": {"batch_sizes": [1, 2, 4, 8]}, "second": {"start_s": 3.0}}
     with start_scripted_daemon(*DEVICES, infer_s=0.02, on=batches) as daemon:
         daemon.wait_ready()
         assert daemon.metric("vlad_workers_ready") == 1
-        served = _drive(daemon, 6, 2.5)
+        served = _drive(daemon, 6, 5.0)
         assert min(served) > 20
         assert daemon.metric("vlad_workers_ready") == 2
         assert daemon.metric("vlad_requests_total", outcome="ok") == sum(served)
