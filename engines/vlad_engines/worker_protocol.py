@@ -168,7 +168,7 @@ class DeviceMemory(NamedTuple):
     Attributes:
         device: such as `cuda:0`.
         used_bytes: by whomever.
-        reserved_bytes: what the worker's torch keeps of it.
+        reserved_bytes: what the worker's torch keeps of it; 0 without torch.
     """
 
     device: str

@@ -120,6 +120,7 @@ class HostDevice:
 
     name = "host"
     compute_capability = "0.0"
+    total_bytes = 4 << 30
 
     def __init__(self, multiprocessors: int = 0, can_be_parted: bool = True) -> None:
         self.multiprocessors = multiprocessors
