@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import pathlib
 import shutil
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection
 
 from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
@@ -91,6 +93,26 @@ def test_no_more_may_be_open_than_allowed_and_a_place_becomes_free(daemon: Daemo
     for connection in opened:
         connection.close()
     assert daemon.metric("vlad_connection_attempts_total", outcome="at_capacity") == 1
+
+
+def test_a_burst_gets_as_many_places_as_there_are(daemon: Daemon) -> None:
+    def attempt(_: int) -> ClientConnection | int:
+        try:
+            return open_connection(daemon.port, **_key(KITCHEN))
+        except InvalidStatus as error:
+            return error.response.status_code
+
+    _wait_for_connections(daemon, 0)
+    before = daemon.metric("vlad_connection_attempts_total", outcome="at_capacity")
+    with concurrent.futures.ThreadPoolExecutor(3 * MAX_CONNECTIONS) as pool:
+        results = list(pool.map(attempt, range(3 * MAX_CONNECTIONS)))
+    opened = [result for result in results if isinstance(result, ClientConnection)]
+    refused = [result for result in results if isinstance(result, int)]
+    assert (len(opened), refused) == (MAX_CONNECTIONS, [503] * (2 * MAX_CONNECTIONS))
+    for connection in opened:
+        connection.close()
+    after = daemon.metric("vlad_connection_attempts_total", outcome="at_capacity")
+    assert after - before == 2 * MAX_CONNECTIONS
 
 
 def _wait_for_connections(daemon: Daemon, count: int) -> None:
