@@ -266,6 +266,11 @@ class SharedSlots:
         """Make `count` slots that each take requests of at most `request_bytes` bytes of arrays."""
         return cls(os.memfd_create("vlad-slots", os.MFD_CLOEXEC), count, request_bytes)
 
+    def close(self) -> None:
+        """Give the memory back; nothing else may be called afterwards."""
+        os.close(self.fd)
+        self._memory.close()
+
     @property
     def total_bytes(self) -> int:
         """Size of the whole mapping."""

@@ -90,6 +90,8 @@ class Dispatcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for link in self._links:
+                link.close()
             if self._wake is not None:
                 self._wake.cancel()
 

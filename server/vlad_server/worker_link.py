@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import logging
 import math
@@ -33,6 +34,9 @@ START_ATTEMPTS = 3
 FIRST_BACKOFF_S = 0.25
 LONGEST_BACKOFF_S = 30.0
 HEALTHY_AFTER_S = 60.0
+REAP_S = 3.0
+"""What a worker that was killed gets to be gone."""
+
 HANG_TURNS = 20
 """Looks at a worker before it is taken for stuck."""
 
@@ -198,6 +202,10 @@ class WorkerLink:
         """True where a request that was handed over is being computed."""
         return self._slots.has_begun(self._handed_over[request_id][0])
 
+    def close(self) -> None:
+        """Give the shared memory back, after `supervise` has ended."""
+        self._slots.close()
+
     async def supervise(self) -> None:
         """Run workers until cancelled, one after the other, with a growing pause between failures.
 
@@ -239,6 +247,9 @@ class WorkerLink:
             self._worker = None
             worker.close()
             self._release()
+            # Whoever starts next finds the device's memory free.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(worker.wait_closed(), REAP_S)
 
     async def _end_where_stuck(self, worker: WorkerProcess) -> None:
         """Kill a worker that has requests and answers none of them for too long."""
