@@ -171,6 +171,20 @@ def test_keys_are_asked_for_where_there_should_be_some() -> None:
         assert "--require-key is given but there is no key" in daemon.log()
 
 
+@pytest.mark.parametrize(
+    ("options", "warning"),
+    [
+        ([], "anyone who reaches 0.0.0.0 can command this policy"),
+        (["--api-key", KITCHEN], "travel in the clear"),
+    ],
+    ids=["without a key", "without tls"],
+)
+def test_an_open_door_is_warned_of(options: list[str], warning: str) -> None:
+    with start_scripted_daemon("--host", "0.0.0.0", *options) as daemon:
+        line = daemon.wait_for_log(f"WARNING .*{warning}")[0]
+        assert KITCHEN not in line
+
+
 def _openssl(folder: pathlib.Path, command: str) -> None:
     subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
 
