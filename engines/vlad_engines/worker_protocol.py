@@ -267,9 +267,10 @@ class SharedSlots:
         return cls(os.memfd_create("vlad-slots", os.MFD_CLOEXEC), count, request_bytes)
 
     def close(self) -> None:
-        """Give the memory back; nothing else may be called afterwards."""
+        """Give the memory back, where arrays view it with the last of them; call nothing else afterwards."""
         os.close(self.fd)
-        self._memory.close()
+        # Not closed: numpy would read what is gone. It is unmapped with the last reference.
+        del self._memory
 
     @property
     def total_bytes(self) -> int:
