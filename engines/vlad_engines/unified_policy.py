@@ -327,7 +327,7 @@ class UnifiedPolicy:
 
     def device_memory(self) -> DeviceMemory | None:
         """The memory of the device now; None on a CPU. Called by the thread that calls everything else."""
-        return device_memory(self._options.device)
+        return device_memory(self._options.device, self._backend)
 
     def warm_up(self, progress: ReportProgress | None = None) -> None:
         """Do once what would make the first request slow."""

@@ -168,7 +168,7 @@ class DeviceMemory(NamedTuple):
     Attributes:
         device: such as `cuda:0`.
         used_bytes: by whomever.
-        reserved_bytes: what the worker's torch keeps of it.
+        reserved_bytes: what the worker's torch keeps of it; 0 without torch.
     """
 
     device: str
@@ -265,6 +265,12 @@ class SharedSlots:
     def create(cls, count: int, request_bytes: int) -> SharedSlots:
         """Make `count` slots that each take requests of at most `request_bytes` bytes of arrays."""
         return cls(os.memfd_create("vlad-slots", os.MFD_CLOEXEC), count, request_bytes)
+
+    def close(self) -> None:
+        """Give the memory back, where arrays view it with the last of them; call nothing else afterwards."""
+        os.close(self.fd)
+        # Not closed: numpy would read what is gone. It is unmapped with the last reference.
+        del self._memory
 
     @property
     def total_bytes(self) -> int:

@@ -95,6 +95,7 @@ class Dispatcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._store.close()
             if self._wake is not None:
                 self._wake.cancel()
 

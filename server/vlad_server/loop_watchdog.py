@@ -6,7 +6,6 @@ A daemon whose loop hangs looks alive to the kernel and answers nobody. It says 
 from __future__ import annotations
 
 import faulthandler
-import logging
 import os
 import sys
 import threading
@@ -14,12 +13,13 @@ from collections.abc import Callable
 
 from vlad_server.health import Pulse
 
-logger = logging.getLogger("vlad.server")
-
 TICK_S = 1.0
 STUCK_AFTER_TICKS = 30
 EXIT_CODE = 70
 """EX_SOFTWARE of sysexits.h: a defect, not a wrong option, so a restart may help."""
+
+LAST_WORDS_S = 5.0
+"""What is read of the stacks in this time is read; the exit waits no longer."""
 
 
 class LoopWatchdog:
@@ -67,8 +67,18 @@ class LoopWatchdog:
 
 
 def end_process() -> None:
-    """Write every thread's stack to stderr and exit at once, waiting for nothing that may be stuck."""
-    logger.critical("the event loop is stuck; every thread's stack follows, then exit code %d", EXIT_CODE)
-    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-    sys.stderr.flush()
+    """Write every thread's stack to stderr and exit, also where nobody reads it."""
+    writing = threading.Thread(target=_write_stacks, name="last words", daemon=True)
+    writing.start()
+    writing.join(LAST_WORDS_S)
     os._exit(EXIT_CODE)
+
+
+def _write_stacks() -> None:
+    # Not straight to stderr: faulthandler holds the GIL while it writes, and then nobody could exit.
+    stacks = os.memfd_create("stacks")
+    os.write(stacks, f"the event loop is stuck; every thread's stack, then exit code {EXIT_CODE}\n".encode())
+    faulthandler.dump_traceback(file=stacks, all_threads=True)
+    remaining = memoryview(os.pread(stacks, os.fstat(stacks).st_size, 0))
+    while remaining:
+        remaining = remaining[os.write(sys.stderr.fileno(), remaining) :]

@@ -55,6 +55,10 @@ class ParcelStore:
         # The lowest free one is taken first, so that no more memory is touched than is needed.
         self._free = list(range(count))
 
+    def close(self) -> None:
+        """Give the shared memory back, once no worker uses it any more."""
+        self.slots.close()
+
     def pack(self, work: Work) -> Parcel:
         """Copy a request's arrays into a slot.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import logging
 import math
 import time
@@ -33,6 +34,9 @@ START_ATTEMPTS = 3
 FIRST_BACKOFF_S = 0.25
 LONGEST_BACKOFF_S = 30.0
 HEALTHY_AFTER_S = 60.0
+REAP_S = 3.0
+"""What a worker that was killed gets to be gone."""
+
 HANG_TURNS = 20
 """Looks at a worker before it is taken for stuck."""
 
@@ -212,6 +216,9 @@ class WorkerLink:
             watching.cancel()
             self._worker = None
             worker.close()
+            # Whoever starts next finds the device's memory free.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(worker.wait_closed(), REAP_S)
         # Not where this is cancelled: then the daemon ends, and connections tell their robots so.
         self._release()
         return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import pathlib
 import shutil
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection
 
 from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
@@ -93,6 +95,26 @@ def test_no_more_may_be_open_than_allowed_and_a_place_becomes_free(daemon: Daemo
     assert daemon.metric("vlad_connection_attempts_total", outcome="at_capacity") == 1
 
 
+def test_a_burst_gets_as_many_places_as_there_are(daemon: Daemon) -> None:
+    def attempt(_: int) -> ClientConnection | int:
+        try:
+            return open_connection(daemon.port, **_key(KITCHEN))
+        except InvalidStatus as error:
+            return error.response.status_code
+
+    _wait_for_connections(daemon, 0)
+    before = daemon.metric("vlad_connection_attempts_total", outcome="at_capacity")
+    with concurrent.futures.ThreadPoolExecutor(3 * MAX_CONNECTIONS) as pool:
+        results = list(pool.map(attempt, range(3 * MAX_CONNECTIONS)))
+    opened = [result for result in results if isinstance(result, ClientConnection)]
+    refused = [result for result in results if isinstance(result, int)]
+    assert (len(opened), refused) == (MAX_CONNECTIONS, [503] * (2 * MAX_CONNECTIONS))
+    for connection in opened:
+        connection.close()
+    after = daemon.metric("vlad_connection_attempts_total", outcome="at_capacity")
+    assert after - before == 2 * MAX_CONNECTIONS
+
+
 def _wait_for_connections(daemon: Daemon, count: int) -> None:
     end = time.monotonic() + 20
     while daemon.metric("vlad_connections") != count and time.monotonic() < end:
@@ -147,6 +169,20 @@ def test_keys_are_asked_for_where_there_should_be_some() -> None:
     with start_scripted_daemon("--require-key", listening=False) as daemon:
         assert daemon.process.wait(60) == 2
         assert "--require-key is given but there is no key" in daemon.log()
+
+
+@pytest.mark.parametrize(
+    ("options", "warning"),
+    [
+        ([], "anyone who reaches 0.0.0.0 can command this policy"),
+        (["--api-key", KITCHEN], "travel in the clear"),
+    ],
+    ids=["without a key", "without tls"],
+)
+def test_an_open_door_is_warned_of(options: list[str], warning: str) -> None:
+    with start_scripted_daemon("--host", "0.0.0.0", *options) as daemon:
+        line = daemon.wait_for_log(f"WARNING .*{warning}")[0]
+        assert KITCHEN not in line
 
 
 def _openssl(folder: pathlib.Path, command: str) -> None:

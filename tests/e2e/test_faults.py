@@ -10,7 +10,6 @@ import shutil
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
@@ -19,10 +18,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests.support.checkpoints import write_libero
-from tests.support.daemon import ROOT, Daemon, start_daemon, start_scripted_daemon
+from tests.support.daemon import Daemon, start_daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
 from tests.support.robot import Robot, connect_robot, pack
 from tests.support.scripted_worker import expected_chunk
+from tests.support.small_disk import run_on_small_disk
 
 HANG_S = 1.5
 
@@ -246,12 +246,7 @@ def test_a_half_written_checkpoint_ends_in_plain_words(tmp_path: pathlib.Path) -
 
 
 def test_a_full_disk_under_the_engine_cache_is_told_and_leaves_no_half_engine(tmp_path: pathlib.Path) -> None:
-    """A file system of 64 KiB in a namespace of its own, so that the kernel itself says that it is full."""
     program = (
-        "import pathlib, subprocess, sys\n"
-        "folder = pathlib.Path(sys.argv[1])\n"
-        "mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k,mode=700', 'tmpfs', str(folder)]\n"
-        "subprocess.run(mount, check=True)\n"
         "from tests.engines.backends.tensorrt.test_cache import make_identity, refuse_to_build\n"
         "from vlad_configs.errors import ConfigError\n"
         "from vlad_engines.backends.tensorrt.cache import EngineCache\n"
@@ -262,20 +257,7 @@ def test_a_full_disk_under_the_engine_cache_is_told_and_leaves_no_half_engine(tm
         "print(len(cache.obtain(identity, lambda: bytes(1000)).content))\n"
         "print(len(cache.obtain(identity, refuse_to_build).content))\n"
     )
-    namespace = ["unshare", "--user", "--map-root-user", "--mount"]
-    mount = [*namespace, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
-    if shutil.which("unshare") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    result = subprocess.run(
-        [*namespace, sys.executable, "-c", program, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])},
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    error, suffixes, built, found = result.stdout.splitlines()
+    error, suffixes, built, found = run_on_small_disk(tmp_path, "64k", program)
     assert error.startswith("engines cannot be kept in")
     assert "No space left on device" in error
     assert suffixes == "['.lock']"

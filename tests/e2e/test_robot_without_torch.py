@@ -76,6 +76,11 @@ def test_prebuilt_engines_are_served_without_torch_and_onnx(cache: pathlib.Path,
             np.testing.assert_allclose(reply["actions"], expected["actions"], rtol=0, atol=1e-4)
         metadata = client.get_server_metadata()
         client.close()
+        used, total = (
+            daemon.metric(f"vlad_gpu_memory_{part}_bytes", gpu="cuda:0") for part in ("used", "total")
+        )
+        assert (used, total) == (3 << 30, HostDevice.total_bytes)
+        assert daemon.metric("vlad_torch_memory_reserved_bytes", gpu="cuda:0") == 0
     assert metadata["precision"] == "fp32"
     assert metadata["fidelity"]["passed"]
     assert metadata["fidelity"]["remembered"]

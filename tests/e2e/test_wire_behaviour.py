@@ -160,6 +160,26 @@ def test_an_oversized_message_is_refused_with_1009(daemon: Daemon) -> None:
         assert caught.value.rcvd.code == 1009
 
 
+def test_the_limit_of_a_message_is_exact(daemon: Daemon) -> None:
+    def message(size: int) -> bytes:
+        without = len(pack({**libero_observation(), "ignored": bytes(1 << 20)})) - (1 << 20)
+        packed = pack({**libero_observation(), "ignored": bytes(size - without)})
+        assert len(packed) == size
+        return packed
+
+    for size in ((8 << 20) - 1, 8 << 20):
+        with connect_robot(daemon.port) as robot:
+            robot.connection.send(message(size))
+            assert robot.receive()["actions"].shape == (10, 7)
+    with connect_robot(daemon.port) as robot:
+        with contextlib.suppress(ConnectionClosed):
+            robot.connection.send(message((8 << 20) + 1))
+        with pytest.raises(ConnectionClosed) as caught:
+            robot.receive()
+    assert caught.value.rcvd is not None
+    assert caught.value.rcvd.code == 1009
+
+
 def _end(port: int, what: str) -> None:
     with connect_robot(port) as robot, contextlib.suppress(ConnectionClosed):
         if what == "vanish":

@@ -6,12 +6,27 @@ import pytest
 import torch
 
 from vlad_engines.device_memory import device_memory
+from vlad_engines.worker_protocol import DeviceMemory
 
 MEGABYTE = 1 << 20
 
 
 def test_a_cpu_has_none() -> None:
     assert device_memory("cpu") is None
+
+
+class Watching:
+    """A backend with a driver of its own."""
+
+    def memory_bytes(self) -> tuple[int, int]:
+        return 3 * MEGABYTE, 8 * MEGABYTE
+
+
+@pytest.mark.parametrize(("device", "shown"), [("cuda", "cuda:0"), ("cuda:1", "cuda:1")])
+def test_a_backend_that_knows_is_asked_whatever_torch_sees(device: str, shown: str) -> None:
+    memory = DeviceMemory(shown, used_bytes=5 * MEGABYTE, total_bytes=8 * MEGABYTE, reserved_bytes=0)
+    assert device_memory(device, Watching()) == memory
+    assert device_memory("cpu", Watching()) is None
 
 
 @pytest.mark.gpu

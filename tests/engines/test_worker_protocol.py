@@ -105,3 +105,13 @@ def test_memory_of_a_large_request_goes_back_and_its_slot_stays_usable() -> None
     assert os.fstat(slots.fd).st_blocks * 512 < taken * 512 - (15 << 20)
     outline = slots.store_observation(0, {"image": image})
     np.testing.assert_array_equal(slots.load_observation(outline)["image"], image)
+
+
+def test_shared_memory_goes_with_the_last_array_that_views_it() -> None:
+    slots = protocol.SharedSlots.create(1, 1 << 16)
+    observation = {"state": np.arange(8.0)}
+    viewed = slots.load_observation(slots.store_observation(0, observation))
+    slots.close()
+    np.testing.assert_array_equal(viewed["state"], observation["state"])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(slots.fd)

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
-from tests.fuzz.test_requests import CORPUS
+from tests.fuzz.test_requests import CORPUS, EXAMPLES
 from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
 from tests.support.robot import connect_robot, open_connection, pack
@@ -126,7 +126,7 @@ class Clients(RuleBasedStateMachine):
 
 def test_any_order_of_events_leaves_a_daemon_that_serves() -> None:
     settings = hypothesis.settings(
-        max_examples=10,
+        max_examples=max(10, EXAMPLES // 150),
         stateful_step_count=20,
         deadline=None,
         suppress_health_check=list(hypothesis.HealthCheck),

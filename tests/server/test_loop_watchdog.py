@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+import time
 
 from vlad_server import loop_watchdog
 from vlad_server.health import Pulse
@@ -46,7 +48,30 @@ def test_a_loop_that_turns_is_left_alone_and_one_that_hangs_is_ended_with_its_st
     )
     assert result.returncode == loop_watchdog.EXIT_CODE
     assert result.stdout == "still here\n"
+    assert "the event loop is stuck; every thread's stack, then exit code 70" in result.stderr
     assert "in where_it_hangs" in result.stderr
+
+
+def test_it_ends_even_where_nobody_reads_what_it_says() -> None:
+    full_pipe = "import os\nos.set_blocking(2, False)\ntry:\n    while os.write(2, bytes(4096)): pass\n"
+    full_pipe += "except BlockingIOError: pass\nos.set_blocking(2, True)\n"
+    unread, theirs = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", full_pipe + PROGRAM],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"still here\n"
+            stuck = time.monotonic()
+            assert process.wait(40) == loop_watchdog.EXIT_CODE
+            assert loop_watchdog.LAST_WORDS_S - 1 < time.monotonic() - stuck < loop_watchdog.LAST_WORDS_S + 15
+        finally:
+            process.kill()
+    os.close(unread)
 
 
 def test_a_closed_watchdog_ends_nothing() -> None:

@@ -120,6 +120,7 @@ class HostDevice:
     """See `vlad_engines.backends.tensorrt.device.Device`."""
 
     name = "host"
+    total_bytes = 4 << 30
 
     def __init__(
         self, multiprocessors: int = 0, can_be_parted: bool = True, compute_capability: str = "0.0"

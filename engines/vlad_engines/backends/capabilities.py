@@ -98,6 +98,18 @@ class FromEngineFiles(Protocol):
 
 
 @runtime_checkable
+class WatchesMemory(Protocol):
+    """A backend that can tell how full its device is, in a process without torch too."""
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """Free and total memory of the device now, whoever uses it.
+
+        Called by the thread that calls everything else of the backend.
+        """
+        ...
+
+
+@runtime_checkable
 class Overlapped(Protocol):
     """A backend that keeps several requests in flight: `infer` is `start` and the wait for its result."""
 

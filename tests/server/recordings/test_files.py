@@ -6,9 +6,6 @@ import base64
 import io
 import json
 import pathlib
-import resource
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,7 @@ from PIL import Image
 
 from tests.support.libero import libero_observation
 from tests.support.recordings import NOISE_SHAPE, exchange, write_recording
+from tests.support.small_disk import run_on_small_disk
 from vlad_configs.environments import ENVIRONMENTS
 from vlad_configs.errors import ConfigError
 from vlad_engines.fidelity.observations import (
@@ -195,30 +193,25 @@ def test_a_frame_cut_off_by_the_death_of_its_writer_ends_the_pipe() -> None:
 
 
 def test_a_full_disk_leaves_a_readable_file(tmp_path: pathlib.Path) -> None:
-    """The limit of a process on the size of its files stands for the end of the disk."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-
-    frames = [pipe_parts({"policy": {}}, b"", b"")]
-    for number in range(6):
-        one = exchange(number)
-        header = {
-            name: getattr(one, name)
-            for name in ("number", "received_ns", "replied_ns", "connection", "session")
-        }
-        frames.append(pipe_parts(header, one.request, one.reply))
-    result = subprocess.run(
-        [sys.executable, "-m", "vlad_server.recordings.process", str(tmp_path), "LIBERO", str(1 << 30)],
-        input=b"".join(part for frame in frames for part in frame),
-        env={"PYTHONPATH": ":".join(sys.path)},
-        preexec_fn=limit,
-        capture_output=True,
-        check=False,
+    program = (
+        "from tests.support.recordings import exchange\n"
+        "from vlad_server.recordings.exchange import pipe_parts\n"
+        "from vlad_server.recordings.reader import open_recording\n"
+        "frames = [pipe_parts({'policy': {}}, b'', b'')]\n"
+        "names = ('number', 'received_ns', 'replied_ns', 'connection', 'session')\n"
+        "for one in map(exchange, range(6)):\n"
+        "    header = {name: getattr(one, name) for name in names}\n"
+        "    frames.append(pipe_parts(header, one.request, one.reply))\n"
+        "module = 'vlad_server.recordings.process'\n"
+        "command = [sys.executable, '-m', module, str(folder), 'LIBERO', str(1 << 30)]\n"
+        "stream = b''.join(part for frame in frames for part in frame)\n"
+        "recorder = subprocess.run(command, input=stream, stdout=subprocess.PIPE)\n"
+        "print(recorder.returncode, recorder.stdout.decode().strip())\n"
+        "(path,) = folder.glob('*.mcap')\n"
+        "print(*(came.number for came in open_recording(path).exchanges()))\n"
     )
-    assert result.returncode == 1, result.stderr
-    assert result.stdout == b"File too large\n"
-    (path,) = tmp_path.glob("*.mcap")
-    numbers = [came.number for came in open_recording(path).exchanges()]
-    assert numbers == list(range(len(numbers)))
-    assert numbers
+    said, numbers = run_on_small_disk(tmp_path, "1m", program)
+    assert said == "1 No space left on device"
+    readable = [int(number) for number in numbers.split()]
+    assert readable == list(range(len(readable)))
+    assert readable

@@ -74,7 +74,7 @@ def create_as(
 
 
 class TensorRtBackend:
-    """See `base.Backend`, `capabilities.Attested` and `capabilities.Counted`.
+    """See `base.Backend`; of `capabilities`: `Attested`, `Counted`, `WatchesMemory`.
 
     Args:
         plans: asked once, by `warm_up` or by the first request.
@@ -155,6 +155,11 @@ class TensorRtBackend:
     def engine_files(self) -> Mapping[str, ComponentEngine]:
         """See `capabilities.FromEngineFiles`."""
         return self._engine_files
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """See `capabilities.WatchesMemory`."""
+        with self._device.active():
+            return self._device.free_bytes(), self._device.total_bytes
 
     @property
     def attested_fidelity(self) -> FidelityReport | None:

@@ -96,6 +96,10 @@ class EngineCache:
         return dataclasses.replace(plan, lookup=lookup)
 
     def _build(self, identity: EngineIdentity, build: BuildPlan) -> None:
+        name = _name(identity)
+        for leftover in self._folder.glob(f".{name}.*"):
+            logger.info("removing %s, which a builder that was killed left behind", leftover)
+            leftover.unlink()
         began = time.monotonic()
         content = memoryview(build()).cast("B")
         manifest = EngineManifest(
@@ -105,7 +109,6 @@ class EngineCache:
             built_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             build_seconds=round(time.monotonic() - began, 1),
         )
-        name = _name(identity)
         write_atomically(self._folder / f"{name}.plan", content)
         write_atomically(
             self._folder / f"{name}.json", json.dumps(manifest.to_json(), indent=1).encode("utf-8")

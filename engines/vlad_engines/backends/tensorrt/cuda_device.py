@@ -107,6 +107,10 @@ class CudaDevice:
         count = self._driver.device_attribute.MULTIPROCESSOR_COUNT
         return int(self._device.get_attribute(count))
 
+    @property
+    def total_bytes(self) -> int:
+        return int(self._device.total_memory())
+
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         self._context.push()

@@ -74,6 +74,11 @@ class Device(Protocol):
         """How many there are; 0 where they are not to be parted."""
         ...
 
+    @property
+    def total_bytes(self) -> int:
+        """Memory of the device, used or not."""
+        ...
+
     def active(self) -> AbstractContextManager[None]:
         """Make the context current in this thread; everything below happens within."""
         ...

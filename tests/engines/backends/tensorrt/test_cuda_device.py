@@ -76,6 +76,13 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     return stand_in
 
 
+def test_memory_is_the_drivers_word() -> None:
+    bindings = types.SimpleNamespace(mem_get_info=lambda: (5 << 30, 8 << 30))
+    gpu = types.SimpleNamespace(retain_primary_context=object, total_memory=lambda: 8 << 30)
+    device = CudaDevice(bindings, gpu)
+    assert (device.free_bytes(), device.total_bytes) == (5 << 30, 8 << 30)
+
+
 def make_device() -> CudaDevice:
     return CudaDevice(types.SimpleNamespace(), types.SimpleNamespace(retain_primary_context=object))
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.host_tensorrt import HostDevice, make_tensorrt
 from tests.support.tiny_networks import tiny_config
-from vlad_configs.errors import ConfigError
+from vlad_configs.errors import ConfigError, EngineError
 from vlad_engines.backends.base import BackendOptions
 from vlad_engines.backends.registry import create_backend
 from vlad_engines.backends.tensorrt.api import TensorRt
@@ -134,3 +134,18 @@ def test_arithmetic_of_each_component() -> None:
     mixed = parse_arithmetic("vision=fp16, prefix=tf32, denoise=fp32")
     assert mixed == ComponentArithmetic("fp16", "tf32", "fp32")
     assert mixed.form(4, "step") == GraphForm(4, "float16", "float32", "float32", "step")
+
+
+@pytest.mark.parametrize("version", ["8.6.0", "10.13.0"])
+def test_none_from_tensorrt_is_an_error(version: str, caplog: pytest.LogCaptureFixture) -> None:
+    class WithoutContext:
+        def create_execution_context(self, strategy: object) -> None: ...
+        def create_execution_context_without_device_memory(self) -> None: ...
+
+    tensorrt = TensorRt(make_tensorrt(version, HostDevice()))
+    with pytest.raises(EngineError, match=f"TensorRT {version} cannot load an engine; the log says why"):
+        tensorrt.load_engine(memoryview(b"not a plan"))
+    assert any(record.levelname == "ERROR" for record in caplog.records)
+    engine: Any = WithoutContext()
+    with pytest.raises(EngineError, match="cannot create an execution context; the log says why"):
+        tensorrt.create_context(engine, scratch=256, scratch_bytes=0)
