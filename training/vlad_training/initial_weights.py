@@ -18,14 +18,17 @@ def scratch_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     """Float32 weights by openpi name from which training from scratch begins.
 
     Matrices are normal with variance 1 / inputs. Adaptive norms begin at zero, as in openpi, so that the
-    gates of the action expert are shut and each of its layers begins as the identity.
+    gates of the action expert are shut and each of its layers begins as the identity. Places of patches
+    begin as waves over rows and columns (Beyer et al. 2022, arXiv 2205.01580), which are easier to tell apart
+    than noise.
     """
     weights = {}
     for name, shape in expected_tensors(config).items():
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
         if name.endswith("position_embedding.weight"):
-            std = 0.02
-        elif name == TOKEN_EMBEDDING:
+            weights[name] = patch_waves(math.isqrt(shape[0]), shape[1])
+            continue
+        if name == TOKEN_EMBEDDING:
             std = 1.0 / math.sqrt(shape[1])
         elif len(shape) == 1 or ".dense." in name:
             std = 0.0
@@ -39,6 +42,21 @@ def scratch_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
         ):
             weights[name].fill_(1.0)
     return weights
+
+
+def patch_waves(grid: int, width: int) -> Tensor:
+    """Sines and cosines of row and column, `[grid * grid, width]` float32 in -1..1, patches row by row.
+
+    A quarter of the width each, with frequencies falling geometrically from 1 to 1/100 per patch; zeros in
+    what is left of a width that is no multiple of 4.
+    """
+    quarter = width // 4
+    frequencies = 100.0 ** -(torch.arange(quarter) / max(1, quarter - 1))
+    place = torch.arange(grid)
+    rows, columns = torch.meshgrid(place, place, indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (rows, columns)]
+    waves = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
+    return torch.nn.functional.pad(waves, (0, width - 4 * quarter))
 
 
 def trainable_network(config: ModelConfig, weights: Mapping[str, Tensor], device: torch.device) -> Pi0:

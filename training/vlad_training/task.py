@@ -66,13 +66,18 @@ def task_tokenizer(config: TrainConfig, checkpoint: pathlib.Path | None, named: 
     """
     if named is not None or checkpoint is not None:
         return find_tokenizer(checkpoint or pathlib.Path("."), named)
-    if config.from_scratch and config.model.vocab_size == _PACKAGED_VOCABULARY:
-        data = importlib.resources.files("vlad_engines.checkpoint") / "demo_data" / "tokenizer.model"
-        return pathlib.Path(str(data))
+    packaged = _PACKAGED.get(config.model.vocab_size)
+    if config.from_scratch and packaged is not None:
+        package, file = packaged
+        return pathlib.Path(str(importlib.resources.files(package) / file))
     raise CheckpointError("no tokenizer: name a SentencePiece file with --tokenizer")
 
 
-_PACKAGED_VOCABULARY = 512
+_PACKAGED = {
+    512: ("vlad_engines.checkpoint", "demo_data/tokenizer.model"),
+    768: ("vlad_training", "data/libero_tokenizer.model"),
+}
+"""Tokenizers of our own by vocabulary: package and file."""
 
 
 def overridden(config: TrainConfig, **changes: object) -> TrainConfig:

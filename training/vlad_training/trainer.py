@@ -27,6 +27,7 @@ from vlad_training.layer_checkpointing import checkpoint_layers
 from vlad_training.loading import StepSampler, batches
 from vlad_training.optimizer import MovingAverage, learning_rate, make_optimizer
 from vlad_training.policy_files import write_policy
+from vlad_training.prepared_frames import PreparedFrames
 from vlad_training.progress import Progress
 from vlad_training.run_directory import RunDirectory
 
@@ -44,7 +45,7 @@ class Materials:
     """
 
     model: Pi0
-    frames: Frames
+    frames: Frames | PreparedFrames
     norm_stats: NormStats
     tokenizer: pathlib.Path
 
