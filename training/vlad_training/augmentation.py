@@ -1,6 +1,7 @@
 """Random crop and rotation, or shift, and colours of a batch of images.
 
-Drawn per sample, as openpi's JAX trainer does. Crop and rotation are one resampling instead of two in a row, which blurs less.
+Drawn per sample, as openpi's JAX trainer does. Crop and rotation are one resampling instead of two in a
+row, which blurs less.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Args:
     workers: int = 4
     """Processes that decode and prepare frames."""
     cache: Literal["none", "memory", "device"] = "none"
-    """`memory` and `device` prepare every frame once and keep it, here or on the GPU: small images, no waiting."""
+    """`memory` and `device` prepare every frame once and keep it, here or on the GPU."""
 
     steps: int | None = None
     """Steps to train; the learning rate's way down stays as long as the configuration has it."""
