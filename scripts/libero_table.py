@@ -3,9 +3,10 @@
     python scripts/libero_table.py CHECKPOINT --out docs/results/DATE-DEVICE-success.json
 
 For each row: a daemon with the row's options, `eval_libero` against it, and the daemon's end. Rows and their
-options are in `vlad_libero/evaluation/rows.py`. Writes the table as JSON, as Markdown and as a picture beside it,
-anew after each row. The same command goes on where it was stopped, in the middle of a row too. A row whose daemon
-does not start is in the table as "not run" with the daemon's last words, and is tried again next time.
+options are in `vlad_libero/evaluation/rows.py`. Writes the table as JSON, as Markdown and as a picture beside
+it, anew after each row. The same command goes on where it was stopped, in the middle of a row too. A row
+whose daemon does not start stands in the table as "not run", with the daemon's last words, and is tried again
+next time.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class _Runner:
         self._work: pathlib.Path = options.work
         self._work.mkdir(parents=True, exist_ok=True)
         self._reasons: dict[str, str] = {}
-        self._evaluations: set[subprocess.Popen[bytes]] = set()
+        self._processes: set[subprocess.Popen[bytes]] = set()
         self._ending = threading.Event()
         self._writing = threading.Lock()
         self._check_policy()
@@ -90,9 +91,9 @@ class _Runner:
                     self.end()
 
     def end(self) -> None:
-        """End evaluations that still run, simulators included; their daemons end with them."""
+        """End daemons and evaluations that still run, simulators included."""
         self._ending.set()
-        for process in list(self._evaluations):
+        for process in list(self._processes):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
 
@@ -133,11 +134,12 @@ class _Runner:
         log = directory / "daemon.log"
         print(f"libero_table: row {row.name}", flush=True)
         command = shlex.split(self._daemons.get(row.backend, DAEMON))
-        arguments = ["--env", "LIBERO", "--checkpoint", str(self._options.checkpoint), *row.serve_arguments()]
+        arguments = ["--env", "LIBERO", "--checkpoint", self._served(), *row.serve_arguments()]
         if self._options.device is not None:
             arguments += ["--device", self._options.device]
         try:
             with demo.daemon(log, arguments, command=command) as process:
+                self._processes.add(process)
                 port, metrics_port = demo.ports(process, log)
                 demo.wait_ready(process, metrics_port, within_s=_READY_WITHIN_S)
                 self._evaluate(row, port, directory)
@@ -149,14 +151,14 @@ class _Runner:
 
     def _evaluate(self, row: Row, port: int, directory: pathlib.Path) -> None:
         command = [sys.executable, "-m", "vlad_libero.evaluation.cli", "--port", str(port)]
-        command += self._protocol(row) + ["--out", str(directory)]
+        command += [*self._protocol(row), "--out", str(directory)]
         command += ["--workers", str(max(1, self._options.workers // self._options.parallel))]
         with (directory / "evaluation.log").open("ab") as stream:
             # A group of its own, so that its simulators can be ended with it.
             process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
-            self._evaluations.add(process)
+            self._processes.add(process)
             code = process.wait()
-            self._evaluations.discard(process)
+            self._processes.discard(process)
         if code:
             raise demo.DemoError(f"the evaluation ended with exit code {code}")
 
@@ -172,16 +174,9 @@ class _Runner:
 
     def _commands(self, row: Row, checkpoint: str) -> list[str]:
         device = [] if self._options.device is None else ["--device", self._options.device]
-        serve = [
-            "serve_policy",
-            "--env",
-            "LIBERO",
-            "--checkpoint",
-            checkpoint,
-            *row.serve_arguments(),
-            *device,
-        ]
-        return [shlex.join(serve), shlex.join(["eval_libero", *self._protocol(row)])]
+        policy = ["--env", "LIBERO", "--checkpoint", checkpoint]
+        serve = shlex.join(["serve_policy", *policy, *row.serve_arguments(), *device])
+        return [serve, shlex.join(["eval_libero", *self._protocol(row)])]
 
     def _summary(self, row: Row) -> dict[str, Any] | None:
         directory = self._work / row.name
@@ -189,6 +184,11 @@ class _Runner:
 
     def _checkpoint(self) -> pathlib.Path:
         return pathlib.Path(self._options.checkpoint)
+
+    def _served(self) -> str:
+        """As the daemon, which runs in another directory, can take it."""
+        checkpoint = self._checkpoint()
+        return str(checkpoint.resolve()) if checkpoint.is_dir() else str(checkpoint)
 
     def _fingerprint(self) -> str | None:
         weights = self._checkpoint() / "model.safetensors"
@@ -211,7 +211,8 @@ class _Runner:
         before = json.loads(file.read_text("utf-8"))
         if different := sorted(key for key in wanted if before.get(key) != wanted[key]):
             raise LiberoError(
-                f"{self._work} holds rows of another table ({', '.join(different)} differ); name another --work"
+                f"{self._work} holds rows of another table ({', '.join(different)} differ); "
+                "name another --work"
             )
 
 
