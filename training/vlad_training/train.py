@@ -64,7 +64,7 @@ class Args:
     steps: int | None = None
     """Steps to train; the learning rate's way down stays as long as the configuration has it."""
     schedule_steps: int | None = None
-    """Steps to train, with the learning rate's way down made as long."""
+    """Steps to train, with the learning rate's whole schedule, warm-up included, stretched to as many."""
     batch_size: int | None = None
     """Samples per step, of all processes together."""
     precision: Literal["fp32", "bf16"] | None = None
@@ -121,7 +121,9 @@ def _scheduled(config: TrainConfig, args: Args) -> TrainConfig:
         return config
     if args.steps is not None:
         raise ConfigError("--steps and --schedule-steps exclude each other")
-    rate = dataclasses.replace(config.learning_rate, decay_steps=args.schedule_steps)
+    before = config.learning_rate
+    warmup = before.warmup_steps * args.schedule_steps // before.decay_steps
+    rate = dataclasses.replace(before, warmup_steps=warmup, decay_steps=args.schedule_steps)
     return dataclasses.replace(config, num_steps=args.schedule_steps, learning_rate=rate)
 
 
