@@ -94,15 +94,16 @@ def _evaluated(checkpoint: pathlib.Path, table: pathlib.Path) -> dict[str, Any]:
 
 def _readme(row: dict[str, Any], table: str, step: str) -> str:
     low, high = row["interval"]
+    wrong = row["wrong_object_rate"]
     return f"""# The demo policy
 
-What `serve_policy --checkpoint demo` serves: `pi05_libero_small`, trained from scratch on demonstrations of the
-scripted expert in LIBERO-Spatial, step {step}. Nothing in it was downloaded; Apache-2.0, like the rest.
+What `serve_policy --checkpoint demo` serves: `pi05_libero_small`, trained from scratch on demonstrations of
+the scripted expert in LIBERO-Spatial, step {step}. Nothing in it was downloaded; Apache-2.0, like the rest.
 
 Success on fixed initial states that were never trained on, with the project's own assets (no LIBERO benchmark
-score): {row["successes"]} of {row["episodes"]}, 95 % interval {low:.1%} to {high:.1%}. A bowl that the prompt does
-not mean was lifted in {row["wrong_object_rate"]:.1%}. Per task and backend: `docs/results/{table}`. Recipe:
-`docs/training.md`.
+score): {row["successes"]} of {row["episodes"]}, 95 % interval {low:.1%} to {high:.1%}. In {wrong:.1%}
+something was lifted that the prompt does not name. Per task and backend: `docs/results/{table}`.
+Recipe: `docs/training.md`.
 """
 
 

@@ -199,7 +199,7 @@ class _Runner:
         options = self._options
         wanted = {
             "checkpoint": self._fingerprint() or options.checkpoint,
-            "tasks": options.tasks,
+            "tasks": None if options.tasks is None else list(options.tasks),
             "trials": options.trials,
             "reference_trials": options.reference_trials,
             "max_steps": options.max_steps,
