@@ -34,8 +34,8 @@ class Row:
     def serve_arguments(self) -> list[str]:
         """For `serve_policy`, without checkpoint and ports.
 
-        Whether a coarse precision is good enough is what the table shows: the check before the start, with its
-        limits for large networks, must not answer for it.
+        Whether a coarse precision is good enough is what the table shows: the check before the start, with
+        its limits for large networks, must not answer for it.
         """
         arguments = ["--backend", self.backend, "--precision", self.precision, "--num-steps", str(self.steps)]
         coarse = [] if self.precision == "fp32" else ["--allow-low-fidelity"]
