@@ -5,13 +5,18 @@ A step therefore draws the same numbers in one process or many, on a CPU or a GP
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlad_configs.training import TrainConfig
+
+_AHEAD = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +38,16 @@ class Draws:
     image: Tensor | None
     pruning_seed: int
 
+    def pin_memory(self) -> Draws:
+        """The same in pinned memory, from where a copy to the GPU does not wait for what it computes."""
+        return Draws(
+            noise=self.noise.pin_memory(),
+            time=self.time.pin_memory(),
+            given=self.given.pin_memory(),
+            image=None if self.image is None else self.image.pin_memory(),
+            pruning_seed=self.pruning_seed,
+        )
+
     def to(self, device: torch.device) -> Draws:
         """The same on a device."""
         return Draws(
@@ -42,6 +57,24 @@ class Draws:
             image=None if self.image is None else self.image.to(device, non_blocking=True),
             pruning_seed=self.pruning_seed,
         )
+
+
+def draws_ahead(
+    config: TrainConfig, steps: range, cameras: int, rank: int, world_size: int, *, pinned: bool
+) -> Iterator[Draws]:
+    """What each step draws, drawn by a thread some steps ahead: for a large batch it takes milliseconds."""
+
+    def drawn(step: int) -> Draws:
+        draws = draw(config, step, cameras, rank, world_size)
+        return draws.pin_memory() if pinned else draws
+
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="draws") as thread:
+        coming = collections.deque(thread.submit(drawn, step) for step in steps[:_AHEAD])
+        for index in range(len(steps)):
+            draws = coming.popleft().result()
+            if index + _AHEAD < len(steps):
+                coming.append(thread.submit(drawn, steps[index + _AHEAD]))
+            yield draws
 
 
 def draw(config: TrainConfig, step: int, cameras: int, rank: int = 0, world_size: int = 1) -> Draws:

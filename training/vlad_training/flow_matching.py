@@ -27,11 +27,15 @@ class FlowMatchingLoss(nn.Module):
         cameras: slots of the images in a batch, in order.
     """
 
+    _moving: Tensor
+
     def __init__(self, model: Pi0, config: TrainConfig, cameras: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self._config = config
-        self._moving = tuple("wrist" not in camera for camera in cameras)
+        # On the device from the start: what is copied there in a step makes the step wait.
+        moving = torch.tensor(["wrist" not in camera for camera in cameras], device=model.rope_cos.device)
+        self.register_buffer("_moving", moving, persistent=False)
         if not set(cameras) <= set(CAMERA_SLOTS):
             raise ValueError(f"cameras must be some of {CAMERA_SLOTS}, not {cameras}")
 
@@ -88,7 +92,7 @@ class FlowMatchingLoss(nn.Module):
         unit = images.flatten(0, 1).permute(0, 3, 1, 2).float() / 255.0
         if draws.image is not None:
             assert self._config.augmentation is not None
-            moving = torch.tensor(self._moving, device=unit.device).repeat(len(images))
+            moving = self._moving.repeat(len(images))
             unit = augment(unit, draws.image.flatten(0, 1), moving, self._config.augmentation)
         return unit * 2.0 - 1.0
 

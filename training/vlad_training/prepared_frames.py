@@ -32,7 +32,10 @@ class PreparedFrames:
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The frames of these indices, on the device of the frames."""
-        place = torch.tensor(indices, device=self._content.images.device)
+        place = torch.tensor(indices)
+        if self._content.images.is_cuda:
+            # A copy from pageable memory would wait for everything that the GPU has yet to compute.
+            place = place.pin_memory().to(self._content.images.device, non_blocking=True)
         return Batch(
             **{
                 field.name: getattr(self._content, field.name).index_select(0, place)

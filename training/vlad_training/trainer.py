@@ -18,7 +18,7 @@ from vlad_configs.training import TrainConfig
 from vlad_engines.model.pi0 import Pi0
 from vlad_engines.processing.normalization import NormStats
 from vlad_training.distributed import Processes
-from vlad_training.draws import draw
+from vlad_training.draws import draws_ahead
 from vlad_training.errors import TrainingError
 from vlad_training.flow_matching import FlowMatchingLoss
 from vlad_training.frames import Frames
@@ -99,12 +99,13 @@ class Trainer:
         sampler = StepSampler(
             len(self._materials.frames), config.batch_size, config.seed, steps, group.rank, group.world_size
         )
-        feed = batches(self._materials.frames, sampler, workers, pinned=group.device.type == "cuda")
+        on_gpu = group.device.type == "cuda"
+        feed = batches(self._materials.frames, sampler, workers, pinned=on_gpu)
+        drawn = draws_ahead(config, steps, len(self._cameras), group.rank, group.world_size, pinned=on_gpu)
         with Progress(self._run.path, self._first_step, config.num_steps, silent=not group.is_first) as bar:
             started, timed = time.perf_counter(), self._first_step
-            for step, batch in zip(steps, feed, strict=True):
+            for step, batch, draws in zip(steps, feed, drawn, strict=True):
                 rate = learning_rate(config.learning_rate, step)
-                draws = draw(config, step, len(self._cameras), group.rank, group.world_size)
                 loss = self._loss(batch.to(group.device), draws.to(group.device), self._pruning_noise(step))
                 norm = self._update(loss, rate)
                 bar.advance()
