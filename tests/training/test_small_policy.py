@@ -11,6 +11,7 @@ import torch
 from tests.training.test_runs import ALONE, tiny_training
 from vlad_configs.errors import ConfigError
 from vlad_configs.training import Augmentation, train_config
+from vlad_engines.model.openpi_names import TOKEN_EMBEDDING
 from vlad_engines.processing.processor import Processor
 from vlad_engines.processing.tokenizer import SentencePieceTokenizer, encode_prompt
 from vlad_training.augmentation import augment
@@ -21,7 +22,13 @@ from vlad_training.initial_weights import patch_waves, scratch_weights, trainabl
 from vlad_training.invented_frames import InventedFrames
 from vlad_training.prepared_frames import prepare_all
 from vlad_training.statistics import compute_norm_stats
-from vlad_training.task import task_contract, task_environment, task_tokenizer
+from vlad_training.task import (
+    first_weights,
+    number_tokens,
+    task_contract,
+    task_environment,
+    task_tokenizer,
+)
 from vlad_training.train import Args, _scheduled
 
 LONGEST = "pick up the black bowl between the plate and the ramekin and place it on the plate"
@@ -90,6 +97,22 @@ def test_numbers_of_the_state_are_one_token_each_and_every_prompt_fits() -> None
     ]
     assert len({len(one) for one in values}) == 1
     assert len({tuple(one) for one in values}) == 256
+
+
+def test_numbers_begin_in_order_where_each_is_a_token() -> None:
+    config = train_config("pi05_libero_small")
+    tokenizer = SentencePieceTokenizer(task_tokenizer(config, None, None), config.model.vocab_size)
+    numbers = number_tokens(tokenizer)
+    assert len(numbers) == 257
+    table = first_weights(config, None, tokenizer)[TOKEN_EMBEDDING][numbers]
+    assert torch.cdist(table[:-1], table[1:]).diagonal().mean() < torch.cdist(table[:1], table[128:]).mean()
+    half = config.model.vlm.width // 2
+    values = torch.linspace(-1, 1, 257).double()[:, None]
+    waves = torch.cat((table[:, :half], torch.ones(257, 1)), dim=1).double()
+    assert (waves @ torch.linalg.lstsq(waves, values).solution - values).abs().max() < 0.01
+    digits = tiny_training()
+    tokenizer = SentencePieceTokenizer(task_tokenizer(digits, None, None), digits.model.vocab_size)
+    assert number_tokens(tokenizer) == []
 
 
 def test_places_of_patches_begin_all_different() -> None:

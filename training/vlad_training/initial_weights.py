@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,17 @@ from vlad_engines.model.openpi_names import TOKEN_EMBEDDING, expected_tensors, p
 from vlad_engines.model.pi0 import Pi0
 
 
-def scratch_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
+def scratch_weights(config: ModelConfig, seed: int, numbers: Sequence[int] = ()) -> dict[str, Tensor]:
     """Float32 weights by openpi name from which training from scratch begins.
 
     Matrices are normal with variance 1 / inputs. Adaptive norms begin at zero, as in openpi, so that the
     gates of the action expert are shut and each of its layers begins as the identity. Places of patches
     begin as waves over rows and columns (Beyer et al. 2022, arXiv 2205.01580), which are easier to tell apart
     than noise.
+
+    Args:
+        numbers: tokens of consecutive numbers, ascending. Half of each embedding begins as waves over the
+            number, so that neighbours are alike from the start: what is learned of one holds for the next.
     """
     weights = {}
     for name, shape in expected_tensors(config).items():
@@ -41,7 +45,24 @@ def scratch_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
             and ("layer_norm" in name or "post_layernorm" in name)
         ):
             weights[name].fill_(1.0)
+    if numbers:
+        table, width = weights[TOKEN_EMBEDDING], config.vlm.width
+        # The root of 2 gives waves the size of noise.
+        waves = number_waves(len(numbers), width // 2) * math.sqrt(2 / width)
+        table[torch.tensor(numbers), : width // 2] = waves
     return weights
+
+
+def number_waves(count: int, width: int) -> Tensor:
+    """Sines and cosines of 0..count-1, `[count, width]` float32 in -1..1, half the width each.
+
+    Half periods fall geometrically from twice the count, where they rise with the number, to 2.
+    """
+    half = width // 2
+    shares = torch.arange(half) / max(1, half - 1)
+    frequencies = torch.pi / (2 * count) * count**shares
+    angles = torch.arange(count)[:, None] * frequencies
+    return torch.nn.functional.pad(torch.cat((angles.sin(), angles.cos()), dim=1), (0, width - 2 * half))
 
 
 def patch_waves(grid: int, width: int) -> Tensor:

@@ -21,6 +21,7 @@ from vlad_engines.checkpoint.loader import LazyWeights
 from vlad_engines.checkpoint.tensor_names import resolve_names
 from vlad_engines.checkpoint.tokenizer_file import find_tokenizer
 from vlad_engines.model.openpi_names import expected_tensors
+from vlad_engines.processing.tokenizer import Tokenizer
 from vlad_training.initial_weights import scratch_weights
 from vlad_training.policy_files import policy_config
 
@@ -43,8 +44,13 @@ def task_environment(config: TrainConfig) -> Environment:
     return ENVIRONMENTS[OPENPI_CONFIGS[config.openpi_config].environment]
 
 
-def first_weights(config: TrainConfig, checkpoint: pathlib.Path | None) -> Mapping[str, Tensor]:
+def first_weights(
+    config: TrainConfig, checkpoint: pathlib.Path | None, tokenizer: Tokenizer
+) -> Mapping[str, Tensor]:
     """The weights of a checkpoint directory, openpi or LeRobot; without one, our own drawing.
+
+    Args:
+        tokenizer: of the run; where it has a token for each bin of the state, these begin in order.
 
     Raises:
         ConfigError: for a configuration that cannot begin without weights.
@@ -55,7 +61,14 @@ def first_weights(config: TrainConfig, checkpoint: pathlib.Path | None) -> Mappi
         return LazyWeights(files, resolve_names(files))
     if not config.from_scratch:
         raise ConfigError("this configuration is for fine-tuning: name a checkpoint with --weights")
-    return scratch_weights(config.model, config.seed)
+    return scratch_weights(config.model, config.seed, number_tokens(tokenizer))
+
+
+def number_tokens(tokenizer: Tokenizer) -> list[int]:
+    """Tokens of the state's bins, -1 to 255, where each is one token of its own; empty otherwise."""
+    ids = [tokenizer.encode(f" {number}", add_bos=False) for number in range(-1, 256)]
+    alone = [one[0] for one in ids if len(one) == 1]
+    return alone if len(set(alone)) == len(ids) else []
 
 
 def task_tokenizer(config: TrainConfig, checkpoint: pathlib.Path | None, named: str | None) -> pathlib.Path:

@@ -98,10 +98,11 @@ def train(args: Args) -> None:
     if args.workers < 0:
         raise ConfigError(f"--workers must not be negative, not {args.workers}")
     contract = task_contract(config)
-    tokenizer = task_tokenizer(config, args.weights, args.tokenizer)
+    tokenizer_file = task_tokenizer(config, args.weights, args.tokenizer)
+    tokenizer = SentencePieceTokenizer(tokenizer_file, config.model.vocab_size)
     source = _source(args, config)
     stats = _norm_stats(args, source, contract)
-    processor = Processor(contract, stats, SentencePieceTokenizer(tokenizer, config.model.vocab_size))
+    processor = Processor(contract, stats, tokenizer)
     frames = Frames(source, processor, config.model.action_horizon, config.model.action_dim)
     with processes(args.device) as group:
         run = _open_run(args, config, len(frames), group)
@@ -109,11 +110,11 @@ def train(args: Args) -> None:
         if args.cache != "none":
             place = group.device if args.cache == "device" else torch.device("cpu")
             kept = prepare_all(frames, args.workers, place, quiet=not group.is_first)
-        model = trainable_network(config.model, first_weights(config, args.weights), group.device)
+        model = trainable_network(config.model, first_weights(config, args.weights, tokenizer), group.device)
         if group.is_first:
             count = sum(parameter.numel() for parameter in model.parameters())
             logger.info("%s: %.2f M parameters, %d frames", args.config, count / 1e6, len(frames))
-        Trainer(config, Materials(model, kept, stats, tokenizer), run, group).train(args.workers)
+        Trainer(config, Materials(model, kept, stats, tokenizer_file), run, group).train(args.workers)
 
 
 def _scheduled(config: TrainConfig, args: Args) -> TrainConfig:
