@@ -10,7 +10,8 @@
 # Training goes on in the background when its call ends, so that no call has to be as long as it; the next call
 # finds it. Everything goes on where it stopped. What is worth keeping is put into $OUT (default out/libero-gpu).
 # Wheels for this machine's Python lie in $WHEELS, packages of Debian for EGL in $DEBS, the archive of
-# scripts/libero_bundle.py is $BUNDLE; without the latter, the simulator is taken from the environment.
+# scripts/libero_bundle.py is $BUNDLE; without the latter, the simulator is taken from the environment. Where EGL
+# finds no driver, __EGL_VENDOR_LIBRARY_FILENAMES has to name the driver's own 10_nvidia.json.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export WORK=${WORK:-/tmp/libero} OUT=${OUT:-$PWD/out/libero-gpu} PYTHON=${PYTHON:-python3}
@@ -36,7 +37,14 @@ prepare() {
                 --target "$SITE" "$folder"/*.whl
         fi
     done
-    "$PYTHON" -c 'import mujoco, pyarrow, torch, tyro, vlad_client, vlad_training.train' || exit 1
+    # What is missing shall be missing now, and who draws shall be known.
+    "$PYTHON" -c 'import mujoco, pyarrow, torch, tyro, vlad_client, vlad_training.train
+drawing = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
+drawing.update_scene(mujoco.MjData(drawing.model))
+drawing.render()
+from OpenGL import GL
+gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+print("libero_on_gpu: torch", torch.__version__, gpus or "without GPU", "- drawn by", GL.glGetString(GL.GL_RENDERER).decode())'
     touch "$WORK/prepared"
 }
 
@@ -116,7 +124,7 @@ table)
         --out "$OUT/success.json" --workers "$CORES" "$@" 2>&1 | tee "$OUT/table.log"
     ;;
 *)
-    sed -n '2,16p' "$0"
+    sed -n '2,17p' "$0"
     exit 2
     ;;
 esac

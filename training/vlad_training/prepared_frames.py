@@ -13,7 +13,8 @@ from vlad_training.batch import Batch
 from vlad_training.errors import TrainingError
 from vlad_training.frames import Frames
 
-_PART = 64
+# Small and few, as what workers hand over lies in shared memory, of which containers often have 64 MiB only.
+_PART = 16
 
 
 class PreparedFrames:
@@ -75,6 +76,7 @@ def prepare_all(frames: Frames, workers: int, device: torch.device, *, quiet: bo
         frames,  # type: ignore[arg-type]
         batch_sampler=_Parts(len(frames)),
         num_workers=workers,
+        prefetch_factor=1 if workers else None,
         collate_fn=_unchanged,
     )
     done = 0
