@@ -2,8 +2,8 @@
 
     python -m benchmarks.state_readout --steps 100
 
-Trains the small policy's prefix and action expert, without pictures, to repeat the eight normalised numbers of
-a random state. Mean square errors are of 25 steps each; 0.33 is knowing nothing.
+Trains the small policy's prefix and action expert, without pictures, to repeat the eight normalised numbers
+of a random state. Mean square errors are of 25 steps each; 0.33 is knowing nothing.
 """
 
 from __future__ import annotations
