@@ -23,7 +23,7 @@ def scratch_weights(config: ModelConfig, seed: int, numbers: Sequence[int] = ())
     than noise.
 
     Args:
-        numbers: tokens of consecutive numbers, ascending. Half of each embedding begins as waves over the
+        numbers: tokens of consecutive numbers, ascending. Their embeddings begin as waves over the
             number, so that neighbours are alike from the start: what is learned of one holds for the next.
     """
     weights = {}
@@ -49,7 +49,8 @@ def scratch_weights(config: ModelConfig, seed: int, numbers: Sequence[int] = ())
         table, width = weights[TOKEN_EMBEDDING], config.vlm.width
         # The root of 2 gives waves the size of noise.
         waves = number_waves(len(numbers), width // 2) * math.sqrt(2 / width)
-        table[torch.tensor(numbers), : width // 2] = waves
+        # Zeros beside them: noise there would tell neighbours apart again.
+        table[torch.tensor(numbers)] = torch.nn.functional.pad(waves, (0, width - waves.shape[1]))
     return weights
 
 
