@@ -63,13 +63,16 @@ def _demo(log: pathlib.Path) -> float:
 
 
 @contextlib.contextmanager
-def daemon(log: pathlib.Path, arguments: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def daemon(
+    log: pathlib.Path,
+    arguments: Sequence[str],
+    command: Sequence[str] = (sys.executable, "-m", "vlad_server.cli"),
+) -> Iterator[subprocess.Popen[bytes]]:
     """A daemon on free ports that runs beside `log`; it ends with the block, whatever happens."""
-    command = [sys.executable, "-m", "vlad_server.cli", *arguments]
     with log.open("wb") as stream:
         # A session of its own: Ctrl-C reaches this script only, which then ends the daemon.
         process = subprocess.Popen(
-            [*command, "--port", "0", "--metrics-port", "0"],
+            [*command, *arguments, "--port", "0", "--metrics-port", "0"],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
@@ -108,9 +111,9 @@ def ports(process: subprocess.Popen[bytes], log: pathlib.Path) -> tuple[int, int
     raise DemoError(f"the daemon never listened (exit code {process.poll()})")
 
 
-def wait_ready(process: subprocess.Popen[bytes], metrics_port: int) -> None:
+def wait_ready(process: subprocess.Popen[bytes], metrics_port: int, within_s: float = READY_WITHIN_S) -> None:
     """Wait until the policy is loaded, and say what the daemon is doing."""
-    end = time.monotonic() + READY_WITHIN_S
+    end = time.monotonic() + within_s
     shown = ""
     while time.monotonic() < end:
         if process.poll() is not None:
@@ -122,7 +125,7 @@ def wait_ready(process: subprocess.Popen[bytes], metrics_port: int) -> None:
         if ready:
             return
         time.sleep(0.1)
-    raise DemoError(f"the policy was not ready within {READY_WITHIN_S:.0f} s; last seen: {shown}")
+    raise DemoError(f"the policy was not ready within {within_s:.0f} s; last seen: {shown}")
 
 
 def _readiness(metrics_port: int) -> tuple[bool, str]:

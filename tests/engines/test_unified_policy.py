@@ -25,6 +25,7 @@ from vlad_configs.environments import ENVIRONMENTS
 from vlad_configs.errors import CheckpointError, ConfigError, EngineError, ObservationError
 from vlad_configs.models import Family
 from vlad_configs.openpi_configs import OPENPI_CONFIGS
+from vlad_engines.checkpoint.demo import demo_checkpoint
 from vlad_engines.unified_policy import UnifiedPolicy
 
 TIMING_KEYS = {
@@ -225,16 +226,16 @@ def test_progress_is_reported_from_start_to_end(libero: pathlib.Path) -> None:
 
 
 def test_the_demo_serves_libero_and_says_that_it_is_random(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("VLAD_CACHE_DIR", str(tmp_path))
-    policy = UnifiedPolicy("demo", device="cpu")
+    demo = demo_checkpoint(tmp_path)
+    policy = UnifiedPolicy(demo, device="cpu")
     assert "the weights are random" in caplog.text
     assert policy.metadata["weights"] == "random"
     assert policy.contract.environment.name == "LIBERO"
     actions = policy.infer(libero_observation(), seed=0)["actions"]
     assert actions.shape == (10, 7)
-    again = UnifiedPolicy("demo", device="cpu").infer(libero_observation(), seed=0)["actions"]
+    again = UnifiedPolicy(demo, device="cpu").infer(libero_observation(), seed=0)["actions"]
     assert actions.tobytes() == again.tobytes()
 
 

@@ -11,7 +11,7 @@ from tests.support.lerobot_datasets import IMAGES, write_dataset
 from vlad_configs.environments import ENVIRONMENTS
 from vlad_training.errors import DatasetError
 from vlad_training.frames import chunk_indices
-from vlad_training.lerobot_dataset import LeRobotDataset
+from vlad_training.lerobot_dataset import LeRobotDataset, _Encoded
 
 LIBERO = ENVIRONMENTS["LIBERO"]
 
@@ -79,3 +79,12 @@ def test_a_lost_data_file_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "set" / "data" / "chunk-000" / "file-001.parquet").unlink()
     with pytest.raises(DatasetError, match=r"file-001\.parquet is not readable"):
         LeRobotDataset(tmp_path / "set", LIBERO)
+
+
+def test_pictures_are_found_across_the_chunks_of_a_column() -> None:
+    pa = pytest.importorskip("pyarrow")
+    names = [[b"a", b"b"], [], [b"c"], [b"d", b"e"]]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    chunks = [pa.array([{"bytes": name, "path": None} for name in part], kind) for part in names]
+    pictures = _Encoded(pa.chunked_array(chunks), np.array([4, 0, 2, 3, 1]))
+    assert [pictures[index] for index in range(len(pictures))] == [b"e", b"a", b"c", b"d", b"b"]

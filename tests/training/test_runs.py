@@ -27,6 +27,7 @@ from vlad_training.errors import TrainingError
 from vlad_training.frames import Frames
 from vlad_training.initial_weights import trainable_network
 from vlad_training.invented_frames import InventedFrames
+from vlad_training.prepared_frames import prepare_all
 from vlad_training.run_directory import RunDirectory
 from vlad_training.statistics import compute_norm_stats
 from vlad_training.task import first_weights, task_contract, task_environment, task_tokenizer
@@ -71,13 +72,14 @@ def source_for(config: TrainConfig) -> InventedFrames:
 def train(config: TrainConfig, directory: pathlib.Path, group: Processes = ALONE) -> None:
     """What the command does, without its command line."""
     contract, source = task_contract(config), source_for(config)
-    stats, tokenizer = compute_norm_stats(source, contract), task_tokenizer(config, None, None)
-    processor = Processor(contract, stats, SentencePieceTokenizer(tokenizer, config.model.vocab_size))
+    stats, file = compute_norm_stats(source, contract), task_tokenizer(config, None, None)
+    tokenizer = SentencePieceTokenizer(file, config.model.vocab_size)
+    processor = Processor(contract, stats, tokenizer)
     frames = Frames(source, processor, config.model.action_horizon, config.model.action_dim)
-    frames.keep([frames.prepared(index) for index in range(len(frames))])
-    model = trainable_network(config.model, first_weights(config, None), group.device)
+    prepared = prepare_all(frames, 0, group.device, quiet=True)
+    model = trainable_network(config.model, first_weights(config, None, tokenizer), group.device)
     run = RunDirectory(directory, config.keep_every)
-    Trainer(config, Materials(model, frames, stats, tokenizer), run, group).train(workers=0)
+    Trainer(config, Materials(model, prepared, stats, file), run, group).train(workers=0)
 
 
 def forked(work: Callable[[], None]) -> int:

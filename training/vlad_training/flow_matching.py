@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlad_configs.models import CAMERA_SLOTS
 from vlad_configs.training import TrainConfig
-from vlad_engines.model.pi0 import Pi0, Prefix
+from vlad_engines.model.pi0 import KVCache, Pi0, Prefix
 from vlad_engines.model.token_pruner import straight_through
 from vlad_training.augmentation import augment
 from vlad_training.batch import Batch
@@ -27,11 +27,15 @@ class FlowMatchingLoss(nn.Module):
         cameras: slots of the images in a batch, in order.
     """
 
+    _moving: Tensor
+
     def __init__(self, model: Pi0, config: TrainConfig, cameras: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self._config = config
-        self._moving = tuple("wrist" not in camera for camera in cameras)
+        # On the device from the start: what is copied there in a step makes the step wait.
+        moving = torch.tensor(["wrist" not in camera for camera in cameras], device=model.rope_cos.device)
+        self.register_buffer("_moving", moving, persistent=False)
         if not set(cameras) <= set(CAMERA_SLOTS):
             raise ValueError(f"cameras must be some of {CAMERA_SLOTS}, not {cameras}")
 
@@ -45,39 +49,42 @@ class FlowMatchingLoss(nn.Module):
         horizon = torch.arange(errors.shape[1], device=errors.device)
         counts = horizon >= draws.given[:, None]
         if self._config.mask_padding:
-            counts = counts & batch.inside
+            counts = counts & _repeated(batch.inside, self._config.draws_per_sample)
         # The mean of each sample's mean: unlike one mean over all counted actions, it is the same
         # whether the batch is computed by one process or by several.
         per_sample = (errors * counts).sum(1) / counts.sum(1).clamp(min=1)
         return per_sample.mean()
 
     def elements(self, batch: Batch, draws: Draws, pruning_noise: float = 0.0) -> Tensor:
-        """Squared errors of the velocity, `[B, H, A]` float32."""
-        model, device = self.model, batch.images.device.type
+        """Squared errors of the velocity, `[B * K, H, A]` float32; see `Draws` for K."""
+        model, device, each = self.model, batch.images.device.type, self._config.draws_per_sample
         bf16 = self._config.precision == "bf16"
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
             prefix = self._prefix(batch, draws, pruning_noise)
             cache = model.compute_prefix_kv_cache(prefix)
+        # Gradients of a sample's draws add up where they meet the one prefix.
+        cache = KVCache(*(_repeated(part, each, dim=1) for part in cache))
+        actions, state = _repeated(batch.actions, each), _repeated(batch.state, each)
+        lengths, start = (
+            None if part is None else _repeated(part, each) for part in (prefix.lengths, prefix.suffix_start)
+        )
         # openpi keeps these in float32, and so does serving.
         with torch.autocast(device, enabled=False):
-            given = (
-                torch.arange(batch.actions.shape[1], device=draws.given.device)[None, :]
-                < draws.given[:, None]
-            )
+            given = torch.arange(actions.shape[1], device=draws.given.device)[None, :] < draws.given[:, None]
             time = torch.where(given, 0.0, draws.time[:, None])[:, :, None]
-            x_t = time * draws.noise + (1 - time) * batch.actions
+            x_t = time * draws.noise + (1 - time) * actions
             conditioning = model.time_conditioning(draws.time)
             if self._config.rtc_max_delay:
                 at_zero = model.time_conditioning(torch.zeros_like(draws.time))
                 conditioning = model.frozen_conditioning(conditioning, at_zero, given)
-            tokens = model.embed_suffix(x_t, conditioning, batch.state)
+            tokens = model.embed_suffix(x_t, conditioning, state)
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
-            suffix = model.place_suffix(prefix.embeddings.shape[1], prefix.lengths, prefix.suffix_start)
+            suffix = model.place_suffix(prefix.embeddings.shape[1], lengths, start)
             modulations = conditioning if model.config.family == "pi05" else None
             hidden = model.expert(tokens, suffix, cache, modulations)
         with torch.autocast(device, enabled=False):
             velocity = model.action_out_proj(hidden[:, -model.config.action_horizon :].float())
-            errors: Tensor = (draws.noise - batch.actions - velocity).square()
+            errors: Tensor = (draws.noise - actions - velocity).square()
         return errors
 
     def pixels(self, images: Tensor, draws: Draws) -> Tensor:
@@ -85,7 +92,7 @@ class FlowMatchingLoss(nn.Module):
         unit = images.flatten(0, 1).permute(0, 3, 1, 2).float() / 255.0
         if draws.image is not None:
             assert self._config.augmentation is not None
-            moving = torch.tensor(self._moving, device=unit.device).repeat(len(images))
+            moving = self._moving.repeat(len(images))
             unit = augment(unit, draws.image.flatten(0, 1), moving, self._config.augmentation)
         return unit * 2.0 - 1.0
 
@@ -107,3 +114,8 @@ class FlowMatchingLoss(nn.Module):
                 positions = torch.cat((chosen, behind.expand(len(chosen), -1)), dim=1)
         embeddings = torch.cat((images, prompts.to(images.dtype)), dim=1)
         return Prefix(embeddings, lengths, positions)
+
+
+def _repeated(tensor: Tensor, times: int, dim: int = 0) -> Tensor:
+    """Each entry of a dimension so many times in a row; the tensor itself for once."""
+    return tensor if times == 1 else tensor.repeat_interleave(times, dim)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -43,7 +42,6 @@ class Frames:
     def __init__(self, source: FrameSource, processor: Processor, horizon: int, action_dim: int) -> None:
         self._source, self._processor = source, processor
         self._horizon, self._action_dim = horizon, action_dim
-        self._kept: list[_Kept] | None = None
 
     def __len__(self) -> int:
         return len(self._source)
@@ -53,26 +51,14 @@ class Frames:
         """Slots of the images of every sample."""
         return self._prepare(0).cameras
 
-    def keep(self, kept: Sequence[_Kept]) -> None:
-        """Answer from memory from now on; see `prepared_frames.prepare_all`."""
-        if len(kept) != len(self):
-            raise ValueError(f"{len(kept)} prepared frames for {len(self)}")
-        self._kept = list(kept)
-
-    def prepared(self, index: int) -> _Kept:
-        """What costs time to make of a frame."""
-        inputs = self._prepare(index)
-        count = int(np.count_nonzero(inputs.token_mask))
-        return _Kept(inputs.images, inputs.tokens, count, inputs.state, inputs.robot_state, inputs.cameras)
-
     def __getitem__(self, index: int) -> Sample:
-        kept = self.prepared(index) if self._kept is None else self._kept[index]
-        actions, inside = self._chunk(index, kept)
+        inputs = self._prepare(index)
+        actions, inside = self._chunk(index, inputs)
         return Sample(
-            images=torch.from_numpy(np.ascontiguousarray(kept.images)),
-            tokens=torch.from_numpy(kept.tokens),
-            token_count=torch.tensor(kept.token_count),
-            state=torch.from_numpy(kept.state.astype(np.float32)),
+            images=torch.from_numpy(np.ascontiguousarray(inputs.images)),
+            tokens=torch.from_numpy(inputs.tokens),
+            token_count=torch.tensor(int(np.count_nonzero(inputs.token_mask))),
+            state=torch.from_numpy(inputs.state.astype(np.float32)),
             actions=torch.from_numpy(actions),
             inside=torch.from_numpy(inside),
         )
@@ -89,36 +75,15 @@ class Frames:
             raise DatasetError("training reads uint8 images; this contract resizes to float")
         return inputs
 
-    def _chunk(self, index: int, kept: _Kept) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    def _chunk(
+        self, index: int, inputs: ModelInputs
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Normalised actions `[H, A]` from a frame on, and which of them lie in its episode."""
         indices, inside = chunk_indices(self._source.episode_ends, index, self._horizon)
-        normalised = self._processor.actions_to_model(self._source.actions[indices], kept.as_inputs())
+        normalised = self._processor.actions_to_model(self._source.actions[indices], inputs)
         padded = np.zeros((self._horizon, self._action_dim), np.float32)
         padded[:, : normalised.shape[1]] = normalised
         return padded, inside
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kept:
-    """A prepared frame. Images are `[C, S, S, 3]` uint8."""
-
-    images: npt.NDArray[Any]
-    tokens: npt.NDArray[np.int64]
-    token_count: int
-    state: npt.NDArray[np.float64]
-    robot_state: npt.NDArray[np.float64]
-    cameras: tuple[str, ...]
-
-    def as_inputs(self) -> ModelInputs:
-        """As the processing knows it."""
-        return ModelInputs(
-            cameras=self.cameras,
-            images=self.images,
-            tokens=self.tokens,
-            token_mask=np.arange(len(self.tokens)) < self.token_count,
-            state=self.state,
-            robot_state=self.robot_state,
-        )
 
 
 def chunk_indices(

@@ -75,6 +75,7 @@ class LeRobotDataset:
         self._parquet = _parquet()
         self._features = _camera_features(directory, environment, self._info["features"], cameras or {})
         episodes = self._episodes()
+        self._columns: dict[str, Any] = {}
         table = self._frames(episodes)
         self.states = self._vectors(table, STATE, environment.state_width)
         self.actions = self._vectors(table, ACTION, environment.action_width)
@@ -83,9 +84,7 @@ class LeRobotDataset:
         self._episode_of = table["episode_index"].to_numpy()
         self.episode_ends = _ends(self._episode_of)
         self._timestamps = table["timestamp"].to_numpy()
-        self._pictures = {
-            feature: self._picture(feature, table, episodes) for feature in self._features.values()
-        }
+        self._pictures = {feature: self._picture(feature, episodes) for feature in self._features.values()}
 
     def __len__(self) -> int:
         return len(self.states)
@@ -134,7 +133,7 @@ class LeRobotDataset:
         return rows
 
     def _frames(self, episodes: list[dict[str, Any]]) -> Any:
-        """All frames in one table, in the order of their global index."""
+        """The numbers of all frames in one table, in the order of their global index."""
         import pyarrow as pa
 
         places = sorted({(row["data/chunk_index"], row["data/file_index"]) for row in episodes})
@@ -144,13 +143,18 @@ class LeRobotDataset:
             for chunk, file in places
         ]
         table = pa.concat_tables(tables)
-        table = table.take(np.argsort(table["index"].to_numpy(), kind="stable"))
         expected = sum(int(row["length"]) for row in episodes)
         if table.num_rows != expected:
             raise DatasetError(
                 f"{self._root}: data files hold {table.num_rows} frames, meta/episodes announces {expected}"
             )
-        return table
+        # Numbers only: pictures of more than 2 GB do not fit into one of arrow's arrays.
+        self._rows = np.argsort(table["index"].to_numpy(), kind="stable")
+        numbers = [name for name in table.column_names if name not in self._features.values()]
+        ordered = table.select(numbers).take(self._rows)
+        for feature in set(table.column_names).difference(numbers):
+            self._columns[feature] = table[feature]
+        return ordered
 
     def _vectors(self, table: Any, name: str, width: int) -> npt.NDArray[np.float32]:
         if name not in table.column_names:
@@ -180,11 +184,10 @@ class LeRobotDataset:
             raise DatasetError(f"{self._root}: task_index {index} is not in meta/tasks.parquet")
         return tasks[index]
 
-    def _picture(self, feature: str, table: Any, episodes: list[dict[str, Any]]) -> _Picture:
+    def _picture(self, feature: str, episodes: list[dict[str, Any]]) -> _Picture:
         if self._info["features"][feature]["dtype"] == "video":
             return _Picture(None, VideoFrames(self._root, self._info["video_path"], feature, episodes))
-        column = table[feature].combine_chunks()
-        return _Picture(_Encoded(column.field("bytes")), None)
+        return _Picture(_Encoded(self._columns[feature], self._rows), None)
 
     def _read(self, file: pathlib.Path) -> Any:
         try:
@@ -194,16 +197,25 @@ class LeRobotDataset:
 
 
 class _Encoded(Sequence[bytes]):
-    """Encoded pictures in arrow's memory, one copied out at a time."""
+    """Encoded pictures in arrow's memory, one copied out at a time.
 
-    def __init__(self, column: Any) -> None:
-        self._column = column
+    Args:
+        column: chunks of structs with the field `bytes`.
+        rows: for each frame its row.
+    """
+
+    def __init__(self, column: Any, rows: npt.NDArray[np.int64]) -> None:
+        self._chunks = [chunk.field("bytes") for chunk in column.chunks]
+        self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks)])
+        self._rows = rows
 
     def __len__(self) -> int:
-        return len(self._column)
+        return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._column[index].as_py()
+        row = int(self._rows[index])
+        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._chunks[chunk][row - int(self._starts[chunk])].as_py()
 
 
 def _read_info(directory: pathlib.Path) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import tqdm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from vlad_training.batch import Batch
 from vlad_training.frames import Frames
+from vlad_training.prepared_frames import PreparedFrames
 
 
 class StepSampler(Sampler[list[int]]):
@@ -50,32 +50,12 @@ class StepSampler(Sampler[list[int]]):
         return int(self._order[index])
 
 
-class _Preparation(Dataset):  # type: ignore[type-arg]
-    def __init__(self, frames: Frames) -> None:
-        self._frames = frames
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    def __getitems__(self, indices: list[int]) -> list[object]:
-        return [self._frames.prepared(index) for index in indices]
-
-
-def prepare_all(frames: Frames, workers: int, *, quiet: bool) -> None:
-    """Prepare every frame once and keep it in memory: S * S * 3 bytes per image."""
-    loader = DataLoader(
-        _Preparation(frames), batch_size=64, num_workers=workers, collate_fn=_unchanged, shuffle=False
-    )
-    kept = []
-    with tqdm.tqdm(total=len(frames), desc="preparing frames", disable=quiet, unit="frame") as progress:
-        for part in loader:
-            kept.extend(part)
-            progress.update(len(part))
-    frames.keep(kept)
-
-
-def batches(frames: Frames, sampler: StepSampler, workers: int, *, pinned: bool) -> Iterator[Batch]:
-    """The batch of each step of the sampler."""
+def batches(
+    frames: Frames | PreparedFrames, sampler: StepSampler, workers: int, *, pinned: bool
+) -> Iterator[Batch]:
+    """The batch of each step of the sampler; prepared frames need no workers and no pinned memory."""
+    if isinstance(frames, PreparedFrames):
+        return (frames.batch(indices) for indices in sampler)
     loader: DataLoader[Batch] = DataLoader(
         frames,  # type: ignore[arg-type]
         batch_sampler=sampler,

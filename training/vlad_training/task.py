@@ -21,6 +21,7 @@ from vlad_engines.checkpoint.loader import LazyWeights
 from vlad_engines.checkpoint.tensor_names import resolve_names
 from vlad_engines.checkpoint.tokenizer_file import find_tokenizer
 from vlad_engines.model.openpi_names import expected_tensors
+from vlad_engines.processing.tokenizer import Tokenizer
 from vlad_training.initial_weights import scratch_weights
 from vlad_training.policy_files import policy_config
 
@@ -43,8 +44,13 @@ def task_environment(config: TrainConfig) -> Environment:
     return ENVIRONMENTS[OPENPI_CONFIGS[config.openpi_config].environment]
 
 
-def first_weights(config: TrainConfig, checkpoint: pathlib.Path | None) -> Mapping[str, Tensor]:
+def first_weights(
+    config: TrainConfig, checkpoint: pathlib.Path | None, tokenizer: Tokenizer
+) -> Mapping[str, Tensor]:
     """The weights of a checkpoint directory, openpi or LeRobot; without one, our own drawing.
+
+    Args:
+        tokenizer: of the run; where it has a token for each bin of the state, these begin in order.
 
     Raises:
         ConfigError: for a configuration that cannot begin without weights.
@@ -55,7 +61,14 @@ def first_weights(config: TrainConfig, checkpoint: pathlib.Path | None) -> Mappi
         return LazyWeights(files, resolve_names(files))
     if not config.from_scratch:
         raise ConfigError("this configuration is for fine-tuning: name a checkpoint with --weights")
-    return scratch_weights(config.model, config.seed)
+    return scratch_weights(config.model, config.seed, number_tokens(tokenizer))
+
+
+def number_tokens(tokenizer: Tokenizer) -> list[int]:
+    """Tokens of the state's bins, -1 to 255, where each is one token of its own; empty otherwise."""
+    ids = [tokenizer.encode(f" {number}", add_bos=False) for number in range(-1, 256)]
+    alone = [one[0] for one in ids if len(one) == 1]
+    return alone if len(set(alone)) == len(ids) else []
 
 
 def task_tokenizer(config: TrainConfig, checkpoint: pathlib.Path | None, named: str | None) -> pathlib.Path:
@@ -66,13 +79,18 @@ def task_tokenizer(config: TrainConfig, checkpoint: pathlib.Path | None, named: 
     """
     if named is not None or checkpoint is not None:
         return find_tokenizer(checkpoint or pathlib.Path("."), named)
-    if config.from_scratch and config.model.vocab_size == _PACKAGED_VOCABULARY:
-        data = importlib.resources.files("vlad_engines.checkpoint") / "demo_data" / "tokenizer.model"
-        return pathlib.Path(str(data))
+    packaged = _PACKAGED.get(config.model.vocab_size)
+    if config.from_scratch and packaged is not None:
+        package, file = packaged
+        return pathlib.Path(str(importlib.resources.files(package) / file))
     raise CheckpointError("no tokenizer: name a SentencePiece file with --tokenizer")
 
 
-_PACKAGED_VOCABULARY = 512
+_PACKAGED = {
+    512: ("vlad_engines.checkpoint", "demo_data/tokenizer.model"),
+    768: ("vlad_training", "data/libero_tokenizer.model"),
+}
+"""Tokenizers of our own by vocabulary: package and file."""
 
 
 def overridden(config: TrainConfig, **changes: object) -> TrainConfig:

@@ -8,6 +8,7 @@ import pathlib
 import sys
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from vlad_configs.contract import Contract
@@ -22,7 +23,7 @@ from vlad_training.frames import Frames, FrameSource
 from vlad_training.initial_weights import trainable_network
 from vlad_training.invented_frames import InventedFrames
 from vlad_training.lerobot_dataset import LeRobotDataset
-from vlad_training.loading import prepare_all
+from vlad_training.prepared_frames import PreparedFrames, prepare_all
 from vlad_training.run_directory import RunDirectory
 from vlad_training.statistics import compute_norm_stats
 from vlad_training.task import first_weights, overridden, task_contract, task_environment, task_tokenizer
@@ -57,11 +58,13 @@ class Args:
     """Torch device; this process's GPU, or else the CPU, where not given."""
     workers: int = 4
     """Processes that decode and prepare frames."""
-    cache: Literal["none", "memory"] = "none"
-    """`memory` prepares every frame once and keeps it: small images, small datasets, no waiting."""
+    cache: Literal["none", "memory", "device"] = "none"
+    """`memory` and `device` prepare every frame once and keep it, here or on the GPU."""
 
     steps: int | None = None
-    """Steps to train; the schedule's length stays the configuration's."""
+    """Steps to train; the learning rate's way down stays as long as the configuration has it."""
+    schedule_steps: int | None = None
+    """Steps to train, with the learning rate's whole schedule, warm-up included, stretched to as many."""
     batch_size: int | None = None
     """Samples per step, of all processes together."""
     precision: Literal["fp32", "bf16"] | None = None
@@ -83,7 +86,7 @@ def train(args: Args) -> None:
         VladError: for everything that a person can repair.
     """
     config = overridden(
-        train_config(args.config),
+        _scheduled(train_config(args.config), args),
         num_steps=args.steps,
         batch_size=args.batch_size,
         precision=args.precision,
@@ -95,20 +98,34 @@ def train(args: Args) -> None:
     if args.workers < 0:
         raise ConfigError(f"--workers must not be negative, not {args.workers}")
     contract = task_contract(config)
-    tokenizer = task_tokenizer(config, args.weights, args.tokenizer)
+    tokenizer_file = task_tokenizer(config, args.weights, args.tokenizer)
+    tokenizer = SentencePieceTokenizer(tokenizer_file, config.model.vocab_size)
     source = _source(args, config)
     stats = _norm_stats(args, source, contract)
-    processor = Processor(contract, stats, SentencePieceTokenizer(tokenizer, config.model.vocab_size))
+    processor = Processor(contract, stats, tokenizer)
     frames = Frames(source, processor, config.model.action_horizon, config.model.action_dim)
     with processes(args.device) as group:
         run = _open_run(args, config, len(frames), group)
-        if args.cache == "memory":
-            prepare_all(frames, args.workers, quiet=not group.is_first)
-        model = trainable_network(config.model, first_weights(config, args.weights), group.device)
+        kept: Frames | PreparedFrames = frames
+        if args.cache != "none":
+            place = group.device if args.cache == "device" else torch.device("cpu")
+            kept = prepare_all(frames, args.workers, place, quiet=not group.is_first)
+        model = trainable_network(config.model, first_weights(config, args.weights, tokenizer), group.device)
         if group.is_first:
             count = sum(parameter.numel() for parameter in model.parameters())
             logger.info("%s: %.2f M parameters, %d frames", args.config, count / 1e6, len(frames))
-        Trainer(config, Materials(model, frames, stats, tokenizer), run, group).train(args.workers)
+        Trainer(config, Materials(model, kept, stats, tokenizer_file), run, group).train(args.workers)
+
+
+def _scheduled(config: TrainConfig, args: Args) -> TrainConfig:
+    if args.schedule_steps is None:
+        return config
+    if args.steps is not None:
+        raise ConfigError("--steps and --schedule-steps exclude each other")
+    before = config.learning_rate
+    warmup = before.warmup_steps * args.schedule_steps // before.decay_steps
+    rate = dataclasses.replace(before, warmup_steps=warmup, decay_steps=args.schedule_steps)
+    return dataclasses.replace(config, num_steps=args.schedule_steps, learning_rate=rate)
 
 
 def _source(args: Args, config: TrainConfig) -> FrameSource:

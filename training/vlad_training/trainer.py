@@ -18,7 +18,7 @@ from vlad_configs.training import TrainConfig
 from vlad_engines.model.pi0 import Pi0
 from vlad_engines.processing.normalization import NormStats
 from vlad_training.distributed import Processes
-from vlad_training.draws import draw
+from vlad_training.draws import draws_ahead
 from vlad_training.errors import TrainingError
 from vlad_training.flow_matching import FlowMatchingLoss
 from vlad_training.frames import Frames
@@ -27,6 +27,7 @@ from vlad_training.layer_checkpointing import checkpoint_layers
 from vlad_training.loading import StepSampler, batches
 from vlad_training.optimizer import MovingAverage, learning_rate, make_optimizer
 from vlad_training.policy_files import write_policy
+from vlad_training.prepared_frames import PreparedFrames
 from vlad_training.progress import Progress
 from vlad_training.run_directory import RunDirectory
 
@@ -44,7 +45,7 @@ class Materials:
     """
 
     model: Pi0
-    frames: Frames
+    frames: Frames | PreparedFrames
     norm_stats: NormStats
     tokenizer: pathlib.Path
 
@@ -98,12 +99,13 @@ class Trainer:
         sampler = StepSampler(
             len(self._materials.frames), config.batch_size, config.seed, steps, group.rank, group.world_size
         )
-        feed = batches(self._materials.frames, sampler, workers, pinned=group.device.type == "cuda")
+        on_gpu = group.device.type == "cuda"
+        feed = batches(self._materials.frames, sampler, workers, pinned=on_gpu)
+        drawn = draws_ahead(config, steps, len(self._cameras), group.rank, group.world_size, pinned=on_gpu)
         with Progress(self._run.path, self._first_step, config.num_steps, silent=not group.is_first) as bar:
             started, timed = time.perf_counter(), self._first_step
-            for step, batch in zip(steps, feed, strict=True):
+            for step, batch, draws in zip(steps, feed, drawn, strict=True):
                 rate = learning_rate(config.learning_rate, step)
-                draws = draw(config, step, len(self._cameras), group.rank, group.world_size)
                 loss = self._loss(batch.to(group.device), draws.to(group.device), self._pruning_noise(step))
                 norm = self._update(loss, rate)
                 bar.advance()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Any, Collection, Mapping
 
 from vlad_libero.errors import ResultsError
 from vlad_libero.evaluation.results import outcomes
@@ -22,8 +22,13 @@ def table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+def compare(
+    first: Mapping[str, Any], second: Mapping[str, Any], also_different: Collection[str] = ()
+) -> dict[str, Any]:
     """Paired comparison of two runs on the episodes that both have.
+
+    Args:
+        also_different: fields of the protocol that may differ, beside how many episodes there are.
 
     Returns:
         `episodes`, `first_rate`, `second_rate`, `only_first`, `only_second`, `p_value` of McNemar's
@@ -35,7 +40,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
     different = sorted(
         key
         for key, value in first["protocol"].items()
-        if key not in {"tasks", "trials"} and second["protocol"].get(key) != value
+        if key not in {"tasks", "trials", *also_different} and second["protocol"].get(key) != value
     )
     if different:
         raise ResultsError(f"runs of different protocols cannot be paired: {', '.join(different)} differ")

@@ -41,7 +41,7 @@ def _write_mp4(path: pathlib.Path, frames: Sequence[Image], fps: float) -> None:
     import cv2
 
     height, width, _ = frames[0].shape
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
     if not writer.isOpened():
         raise LiberoError(f"OpenCV cannot write {path}; choose .gif")
     for frame in frames:

@@ -10,6 +10,7 @@ from vlad_engines.checkpoint.accounting import account_for_tensors
 from vlad_engines.checkpoint.contract import DEFAULT_ENVIRONMENT, contract_warnings, derive_contract
 from vlad_engines.checkpoint.demo import DEMO, demo_checkpoint
 from vlad_engines.checkpoint.detect import CheckpointFiles, open_checkpoint
+from vlad_engines.checkpoint.embedded_policy import embedded_policy
 from vlad_engines.checkpoint.norm_stats import load_norm_stats, stats_warnings
 from vlad_engines.checkpoint.random_checkpoint import (
     is_random,
@@ -77,7 +78,8 @@ def open_policy_checkpoint(
 def checkpoint_files(
     checkpoint: str | pathlib.Path, environment: str | None = None, config: str | None = None
 ) -> CheckpointFiles:
-    """What a name stands for: a directory, `demo` (built where it does not exist yet) or a `random:` model.
+    """What a name stands for: a directory, `demo` (the trained one in the package, or else a random one,
+    built where it does not exist yet) or a `random:` model.
 
     Args:
         environment, config: as for `open_policy_checkpoint`; they give `random:` models their robot.
@@ -87,7 +89,9 @@ def checkpoint_files(
     """
     if is_random(checkpoint):
         return random_files(str(checkpoint), environment or DEFAULT_ENVIRONMENT, config)
-    return open_checkpoint(demo_checkpoint() if checkpoint == DEMO else pathlib.Path(checkpoint).expanduser())
+    if checkpoint == DEMO:
+        return open_checkpoint(embedded_policy() or demo_checkpoint())
+    return open_checkpoint(pathlib.Path(checkpoint).expanduser())
 
 
 def checkpoint_norm_stats(

@@ -64,11 +64,8 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None
         demo_checkpoint(tmp_path / "file" / "cache")
 
 
-def test_the_demo_says_that_its_weights_are_random(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VLAD_CACHE_DIR", str(tmp_path))
-    checkpoint = open_policy_checkpoint("demo")
+def test_the_demo_says_that_its_weights_are_random(tmp_path: pathlib.Path) -> None:
+    checkpoint = open_policy_checkpoint(demo_checkpoint(tmp_path))
     assert checkpoint.files.random_weights
     assert [warning for warning in checkpoint.warnings if "random" in warning]
     contract = checkpoint.contract

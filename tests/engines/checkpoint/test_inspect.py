@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.support.checkpoints import write_libero
+from vlad_engines.checkpoint.demo import demo_checkpoint
 from vlad_engines.checkpoint.inspect import main
 
 
@@ -95,18 +96,22 @@ def test_a_random_model_is_told_like_any_other(capsys: pytest.CaptureFixture[str
     assert "unknown random model 'pi06': expected one of pi05, pi0" in text
 
 
-def test_the_demo_is_inspected_without_torch_and_says_random(tmp_path: pathlib.Path) -> None:
+def test_a_checkpoint_is_inspected_without_torch_and_says_random(tmp_path: pathlib.Path) -> None:
     program = (
         "import sys\n"
         "from vlad_engines.checkpoint.inspect import main\n"
         "try:\n"
-        "    main(['demo'])\n"
+        "    main(sys.argv[1:])\n"
         "finally:\n"
         "    assert 'torch' not in sys.modules\n"
     )
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path), "VLAD_CACHE_DIR": str(tmp_path)}
     result = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, str(demo_checkpoint(tmp_path))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert "weights    random" in result.stdout
