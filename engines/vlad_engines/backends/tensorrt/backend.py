@@ -124,7 +124,7 @@ class TensorRtBackend:
         key = choose_key(self._config, self._keys, inputs, noise)
         with self._device.active():
             result = self._ready(say_nothing).schedule.run(key, inputs, noise)
-        return [InferenceResult(actions, result.stage_seconds) for actions in result.actions]
+        return result.chunks.results(result.stage_seconds)
 
     def trace(self, inputs: ModelInputs, noise: Array) -> Trace:
         """See `capabilities.Traceable`."""

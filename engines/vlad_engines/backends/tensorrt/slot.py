@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from vlad_configs.errors import EngineError
 from vlad_configs.models import CAMERA_SLOTS, ModelConfig
+from vlad_engines.backends.chunks import Chunks
 from vlad_engines.backends.tensorrt.device import Device, HostArray, Memory, Stream
 from vlad_engines.export.spec import COMPONENTS, ITEM_BYTES, Dtype, GraphForm, ShapeKey, graph_spec
 from vlad_engines.processing.model_inputs import ModelInputs
@@ -113,10 +114,9 @@ class Slot:
             self._host_actions[: key.batch], self.x_address(key, self._form.num_steps), stream
         )
 
-    def take_actions(self) -> Array:
-        """A copy `[B, H, A]` of the downloaded actions; the device must have finished by then."""
-        actions: Array = self._host_actions[: self._require_key().batch].copy()
-        return actions
+    def take(self) -> Chunks:
+        """A copy of what was downloaded; the device must have finished by then."""
+        return Chunks(self._host_actions[: self._require_key().batch].copy())
 
     # ---- addresses ----
 

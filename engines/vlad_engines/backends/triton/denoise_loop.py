@@ -28,14 +28,16 @@ _KEYS = 64  # of a block
 def supports(config: ModelConfig, key: SlotKey) -> bool:
     """True where the kernel is made for this model, this shape and the present device."""
     expert, rows = config.expert, key.batch * config.action_horizon
-    prefix = key.cameras * config.siglip.num_tokens + key.prompt_bucket
+    # The kernel has one number for where the prefix ends and where the suffix stands.
+    gaps = key.pruning is not None and key.pruning.leaves_gaps(key.image_tokens(config))
     return (
-        config.family == "pi05"
+        not gaps
+        and config.family == "pi05"
         and (expert.width, expert.mlp_dim, expert.num_heads) == (BLOCKS * UNIT, 4096, 8)
         and (expert.head_dim, expert.num_kv_heads, config.action_dim % 8) == (256, 1, 0)
         and key.batch == 1
         and rows <= _MOST_ROWS
-        and _groups(rows, expert) * _splits(prefix, rows) <= BLOCKS
+        and _groups(rows, expert) * _splits(key.prefix(config), rows) <= BLOCKS
         and torch.cuda.get_device_capability() == (9, 0)
         and torch.cuda.get_device_properties().multi_processor_count >= BLOCKS
     )
@@ -83,7 +85,7 @@ class DenoiseLoop:
             "gate": constants.gate,
             "rope_cos": weights.rope_cos,
             "rope_sin": weights.rope_sin,
-            "length": slot.lengths,
+            "length": slot.visible,
             "noise": slot.noise,
             "actions": slot.actions,
             "in_weight": action_in.project,
