@@ -1,25 +1,24 @@
-"""Runs the pruned Triton stages in the interpreter beside the pytorch backend, and prints how far apart they are.
+"""Runs the pruned Triton stages in the interpreter beside the pytorch backend.
 
 `python -m tests.support.triton_pruning FAMILY` with TRITON_INTERPRET=1. Two requests with prompts of
-different length share a batch. One line of JSON per case: cameras, K, mode and positions.
+different length share a batch. Prints a line of JSON for each of `CASES`: how far apart
+the two are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import sys
 from collections.abc import Sequence
-from typing import get_args
 
 import numpy as np
 import torch
 
 from tests.support.triton_comparison import random_weights, small_config
 from vlad_configs.models import CAMERA_SLOTS, Family, ModelConfig
-from vlad_configs.pruning import Positions, PruningMode, TokenPruning
-from vlad_engines.backends.base import BackendOptions, InferenceResult
+from vlad_configs.pruning import TokenPruning
+from vlad_engines.backends.base import BackendOptions
 from vlad_engines.backends.chunks import pruned_tokens
 from vlad_engines.backends.registry import create_backend
 from vlad_engines.backends.triton.slot import Slot, SlotKey
@@ -28,9 +27,23 @@ from vlad_engines.backends.triton.weights import FusedWeights, fuse_weights
 from vlad_engines.backends.triton.workspace import Workspace
 from vlad_engines.processing.model_inputs import ModelInputs
 
-STEPS = 2
+STEPS = 1
 BUCKET = 8
 PROMPTS = (8, 5)
+
+CASES: dict[Family, list[tuple[int, TokenPruning]]] = {
+    "pi05": [
+        (1, TokenPruning(3, mode="union")),
+        (2, TokenPruning(5)),
+        (2, TokenPruning(5, mode="union", positions="compact")),
+        (3, TokenPruning(keep_ratio=1.0)),
+    ],
+    "pi0": [
+        (3, TokenPruning(5, mode="union")),
+        (1, TokenPruning(keep_ratio=1.0, positions="compact")),
+    ],
+}
+"""Cameras, and what is kept."""
 
 Requests = Sequence[ModelInputs]
 
@@ -69,62 +82,51 @@ def run_stages(
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """One line of what is printed.
+class Result:
+    """How one case ended.
 
     Attributes:
         difference: largest absolute one to the actions of the pytorch backend.
-        by_pruning: largest one to the unpruned actions; exactly 0 for the same bits.
-        tokens_agree: kept and voted are those of the pytorch backend, and indeed those of this mode.
-        repeated: a second run gave the same bits.
+        by_pruning: largest one to the unpruned actions, exactly 0 for the same bits; only where all are kept.
+        tokens_agree: as many are kept and voted for as in the pytorch backend.
     """
 
-    cameras: int
-    keep_tokens: int
-    mode: PruningMode
-    positions: Positions
     difference: float
-    by_pruning: float
+    by_pruning: float | None
     tokens_agree: bool
-    repeated: bool
 
 
 @torch.inference_mode()
-def main(family: Family) -> None:
+def run_case(family: Family, cameras: int, pruning: TokenPruning) -> Result:
     config = small_config(family)
     weights = random_weights(config)
     fused = fuse_weights(config, weights, num_steps=STEPS, device=torch.device("cpu"), precision="fp32")
-    noise = torch.randn(
-        len(PROMPTS), config.action_horizon, config.action_dim, generator=torch.Generator().manual_seed(0)
-    )
-    for cameras in range(1, len(CAMERA_SLOTS) + 1):
-        requests, pool = requests_with(config, cameras), cameras * config.siglip.num_tokens
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(PROMPTS), config.action_horizon, config.action_dim, generator=generator)
+    requests = requests_with(config, cameras)
+    slot = run_stages(config, fused, requests, noise, SlotKey(len(PROMPTS), cameras, BUCKET, pruning))
+    by_pruning = None
+    if pruning.keep_ratio == 1.0:
         unpruned = run_stages(config, fused, requests, noise, SlotKey(len(PROMPTS), cameras, BUCKET))
-        modes = itertools.product((3, pool), get_args(PruningMode), get_args(Positions))
-        for keep_tokens, mode, positions in modes:
-            pruning = TokenPruning(keep_tokens, mode=mode, positions=positions)
-            key = SlotKey(len(PROMPTS), cameras, BUCKET, pruning)
-            slot, again = (run_stages(config, fused, requests, noise, key) for _ in range(2))
-            options = BackendOptions(STEPS, "fp32", "cpu", pruning=pruning)
-            backend = create_backend("pytorch", config, weights, options)
-            pairs = zip(requests, noise.numpy(), strict=True)
-            expected: list[InferenceResult] = [backend.infer(*pair) for pair in pairs]
-            assert slot.selected is not None
-            actions = torch.from_numpy(np.stack([result.actions for result in expected]))
-            case = Case(
-                cameras,
-                keep_tokens,
-                mode,
-                positions,
-                difference=float((slot.actions - actions).abs().max()),
-                by_pruning=float((slot.actions - unpruned.actions).abs().max()),
-                tokens_agree=pruned_tokens(pool, slot.selected.numpy())
-                == tuple(result.pruned for result in expected),
-                repeated=torch.equal(slot.actions, again.actions),
-            )
-            print(json.dumps(dataclasses.asdict(case)))
+        by_pruning = float((slot.actions - unpruned.actions).abs().max())
+    backend = create_backend(
+        "pytorch", config, weights, BackendOptions(STEPS, "fp32", "cpu", pruning=pruning)
+    )
+    expected = [backend.infer(*pair) for pair in zip(requests, noise.numpy(), strict=True)]
+    assert slot.selected is not None
+    actions = torch.from_numpy(np.stack([result.actions for result in expected]))
+    tokens = pruned_tokens(slot.image_rows, slot.selected.numpy())
+    return Result(
+        float((slot.actions - actions).abs().max()),
+        by_pruning,
+        tokens == tuple(result.pruned for result in expected),
+    )
+
+
+def main(family: Family) -> None:
+    for cameras, pruning in CASES[family]:
+        print(json.dumps(dataclasses.asdict(run_case(family, cameras, pruning))))
 
 
 if __name__ == "__main__":
-    chosen: Family = "pi0" if sys.argv[1] == "pi0" else "pi05"
-    main(chosen)
+    main("pi0" if sys.argv[1] == "pi0" else "pi05")
