@@ -59,12 +59,6 @@ class TokenPruning:
         assert wanted is not None
         return min(wanted, image_tokens)
 
-    def leaves_gaps(self, image_tokens: int) -> bool:
-        """Whether positions in and behind the pruned prefix may skip numbers."""
-        return self.positions == "original" and (
-            self.mode == "union" or self.slots(image_tokens) < image_tokens
-        )
-
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; `from_json` reads them back."""
         return dataclasses.asdict(self)

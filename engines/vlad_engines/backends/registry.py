@@ -24,7 +24,7 @@ _MODULES: Mapping[str, str] = {
 BACKEND_NAMES = tuple(_MODULES)
 """Every name that `--backend` knows. `_pipelined` is the same engine in the overlapped schedule."""
 
-PRUNING_BACKENDS = ("pytorch",)
+PRUNING_BACKENDS = ("pytorch", "triton", "triton_pipelined")
 """Those that can leave image tokens out of the prefix."""
 
 

@@ -98,17 +98,3 @@ def test_shapes_depend_on_what_is_kept() -> None:
     assert keys[0] != SlotKey(1, 2, 8, TokenPruning(3, positions="compact"))
     assert keys[0] != SlotKey(1, 2, 8)
     assert [key.prefix(config) for key in (*keys, SlotKey(1, 2, 8))] == [11, 12, 16]
-
-
-@pytest.mark.parametrize(
-    ("pruning", "gaps"),
-    [
-        (TokenPruning(64), True),
-        (TokenPruning(64, positions="compact"), False),
-        (TokenPruning(999), False),
-        (TokenPruning(999, mode="union"), True),
-        (TokenPruning(999, mode="union", positions="compact"), False),
-    ],
-)
-def test_gaps_are_known_beforehand(pruning: TokenPruning, gaps: bool) -> None:
-    assert pruning.leaves_gaps(512) is gaps

@@ -28,11 +28,8 @@ _KEYS = 64  # of a block
 def supports(config: ModelConfig, key: SlotKey) -> bool:
     """True where the kernel is made for this model, this shape and the present device."""
     expert, rows = config.expert, key.batch * config.action_horizon
-    # The kernel has one number for where the prefix ends and where the suffix stands.
-    gaps = key.pruning is not None and key.pruning.leaves_gaps(key.image_tokens(config))
     return (
-        not gaps
-        and config.family == "pi05"
+        config.family == "pi05"
         and (expert.width, expert.mlp_dim, expert.num_heads) == (BLOCKS * UNIT, 4096, 8)
         and (expert.head_dim, expert.num_kv_heads, config.action_dim % 8) == (256, 1, 0)
         and key.batch == 1
@@ -47,7 +44,8 @@ class _Arguments(ctypes.Structure):
     """`struct Arguments` of the kernel."""
 
     POINTERS = (
-        *("weights", "scale", "shift", "gate", "rope_cos", "rope_sin", "length", "noise", "actions"),
+        *("weights", "scale", "shift", "gate", "rope_cos", "rope_sin"),
+        *("length", "start", "noise", "actions"),
         *("in_weight", "in_bias", "out_weight", "out_bias", "keys", "values"),
         *("times", "guide", "target", "gains", "exchange"),
     )
@@ -86,6 +84,7 @@ class DenoiseLoop:
             "rope_cos": weights.rope_cos,
             "rope_sin": weights.rope_sin,
             "length": slot.visible,
+            "start": slot.suffix_start,
             "noise": slot.noise,
             "actions": slot.actions,
             "in_weight": action_in.project,
