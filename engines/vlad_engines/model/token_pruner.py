@@ -69,19 +69,19 @@ def importance_scores(images: Tensor, prompt: Tensor, prompt_mask: Tensor | None
 
 def select_tokens(scores: Tensor, pruning: TokenPruning) -> Selection:
     """Choose from `[B, N, N]` scores. Enqueues only: shapes follow from N, never from the scores."""
-    slots = torch.arange(pruning.slots(scores.shape[-1]), dtype=torch.int32, device=scores.device)
-    return fill_slots(scores, slots, pruning.mode)
+    numbers = torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device)
+    return fill_slots(scores, numbers, numbers[: pruning.slots(len(numbers))], pruning.mode)
 
 
-def fill_slots(scores: Tensor, slots: Tensor, mode: PruningMode) -> Selection:
+def fill_slots(scores: Tensor, index: Tensor, slots: Tensor, mode: PruningMode) -> Selection:
     """Choose from `[B, N, N]` scores for as many slots as there are.
 
     The order is that of the votes, then of the best score in 1024 steps, then of the index.
 
     Args:
+        index: `[N]` int32, the numbers 0 to N - 1.
         slots: `[K]` int32, the numbers 0 to K - 1; K is at most N.
     """
-    index = torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device)
     best = scores.amax(dim=-1, keepdim=True)
     # argmax does not promise the first of equal scores.
     choice = index.expand_as(scores).masked_fill(scores != best, _NOBODY).amin(dim=-1)
@@ -109,12 +109,13 @@ def fill_slots(scores: Tensor, slots: Tensor, mode: PruningMode) -> Selection:
     return Selection(_pick(_count(before, 1)[:, None] == slots[:, None], token[:, None]), kept, union)
 
 
-def lay_out(selection: Selection, words: Tensor, pool: int | Tensor, places: Tensor) -> Tensor:
+def lay_out(selection: Selection, slots: Tensor, words: Tensor, pool: int, places: Tensor) -> Tensor:
     """Where each token of the pruned prefix stood in the unpruned one.
 
     Kept image tokens come first and the prompt right behind them, so that only the end is masked.
 
     Args:
+        slots: `[K]` int32, the numbers 0 to K - 1.
         words: `[B]` int32, real prompt tokens.
         pool: N, image tokens of the unpruned prefix, behind which its prompt follows.
         places: `[P]` int32, the numbers 0 to P - 1; P is K and room for the longest prompt.
@@ -123,9 +124,8 @@ def lay_out(selection: Selection, words: Tensor, pool: int | Tensor, places: Ten
         `[B, P]` int32; 0 for places that do not count.
     """
     end = selection.kept[:, None]
-    room = selection.indices.new_zeros(1).expand(selection.indices.shape[0], places.shape[0])
-    indices = torch.cat((selection.indices, room), dim=1)[:, : places.shape[0]]
-    prompt = (places - end + pool).masked_fill(places >= end + words[:, None], 0)
+    indices = _pick(places[:, None] == slots, selection.indices[:, None])
+    prompt = (places - end + pool).masked_fill(~(places < end + words[:, None]), 0)
     return torch.where(places < end, indices, prompt)
 
 
@@ -144,7 +144,8 @@ def prune_prefix(images: Tensor, prompt: Tensor, pruning: TokenPruning) -> Prune
     selection = select_tokens(importance_scores(images, prompt), pruning)
     places = torch.arange(selection.indices.shape[1] + words, dtype=torch.int32, device=device)
     lengths = torch.full((samples,), words, dtype=torch.int32, device=device)
-    source = lay_out(selection, lengths, pool, places).long()
+    slots = places[: selection.indices.shape[1]]
+    source = lay_out(selection, slots, lengths, pool, places).long()
     unpruned = torch.cat((images, prompt.to(images.dtype)), dim=1)
     embeddings = torch.gather(unpruned, 1, source[:, :, None].expand(-1, -1, width))
     visible = None if pruning.mode == "fixed" else (selection.kept + lengths).long()
@@ -180,7 +181,8 @@ def straight_through(
 
 
 def _normalize(x: Tensor) -> Tensor:
-    return torch.nn.functional.rms_norm(x.float(), x.shape[-1:], eps=_EPSILON)
+    wide = x.float()
+    return wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + _EPSILON)
 
 
 def _count(holds: Tensor, dim: int) -> Tensor:

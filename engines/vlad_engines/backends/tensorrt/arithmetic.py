@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from vlad_configs.errors import ConfigError
 from vlad_configs.precision import parse_precision
+from vlad_configs.pruning import TokenPruning
 from vlad_engines.export.spec import COMPONENTS, Component, DenoiseForm, GraphDtype, GraphForm
 
 Arithmetic = Literal["fp32", "tf32", "fp16", "bf16"]
@@ -47,10 +48,12 @@ class ComponentArithmetic:
         arithmetic: Arithmetic = getattr(self, component)
         return arithmetic
 
-    def form(self, num_steps: int, denoise_form: DenoiseForm) -> GraphForm:
+    def form(
+        self, num_steps: int, denoise_form: DenoiseForm, pruning: TokenPruning | None = None
+    ) -> GraphForm:
         """The graphs that compute so."""
-        dtypes = {component: _GRAPH_DTYPES[self.of(component)] for component in COMPONENTS}
-        return GraphForm(num_steps, **dtypes, denoise_form=denoise_form)
+        vision, prefix, denoise = (_GRAPH_DTYPES[self.of(component)] for component in COMPONENTS)
+        return GraphForm(num_steps, vision, prefix, denoise, denoise_form, pruning)
 
 
 def parse_arithmetic(text: str) -> ComponentArithmetic:

@@ -23,7 +23,8 @@ def prune_slot(slot: Slot, pruning: TokenPruning) -> None:
     real = torch.arange(prompt.shape[1], device=words.device) < words[:, None]
     selection = select_tokens(importance_scores(slot.image_tokens, prompt, real), pruning)
     places = torch.arange(slot.prefix, dtype=torch.int32, device=words.device)
-    source = lay_out(selection, words, slot.image_rows, places)
+    slots = places[: selection.indices.shape[1]]
+    source = lay_out(selection, slots, words, slot.image_rows, places)
     rows = source.long()[:, :, None].expand(-1, -1, slot.embeddings.shape[2])
     torch.gather(slot.unpruned, 1, rows, out=slot.embeddings)
     torch.add(selection.kept, words, out=slot.visible)
