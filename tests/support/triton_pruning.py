@@ -33,14 +33,12 @@ PROMPTS = (8, 5)
 
 CASES: dict[Family, list[tuple[int, TokenPruning]]] = {
     "pi05": [
-        (1, TokenPruning(3, mode="union")),
         (2, TokenPruning(5)),
         (2, TokenPruning(5, mode="union", positions="compact")),
         (3, TokenPruning(keep_ratio=1.0)),
     ],
     "pi0": [
         (3, TokenPruning(5, mode="union")),
-        (1, TokenPruning(keep_ratio=1.0, positions="compact")),
     ],
 }
 """Cameras, and what is kept."""

@@ -41,8 +41,7 @@ class BackendOptions:
         engine_dir: folder of prebuilt engines, for backends that have such; None to build what is missing.
         calibration: observations from which `fp8` learns how large activations become.
         pruning: which image tokens the prefix keeps; None for all. A part of every key under which graphs
-            or engines are kept, since their shapes follow from it. Only for backends in
-            `registry.PRUNING_BACKENDS`.
+            or engines are kept, since their shapes follow from it.
     """
 
     num_steps: int

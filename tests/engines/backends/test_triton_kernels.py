@@ -58,8 +58,8 @@ def test_the_comparison_notices_a_mistake(mistake: str) -> None:
 @pytest.mark.parametrize("family", ["pi05", "pi0"])
 def test_pruned_stages_compute_what_the_pytorch_backend_computes(family: str) -> None:
     results = interpret("triton_pruning", family)
-    assert len(results) == {"pi05": 4, "pi0": 2}[family]
+    assert len(results) == {"pi05": 3, "pi0": 1}[family]
     assert all(result["difference"] < 2e-5 for result in results), results
     assert all(result["tokens_agree"] for result in results), results
     keeping_all = [result["by_pruning"] for result in results if result["by_pruning"] is not None]
-    assert keeping_all == [0.0]
+    assert keeping_all == ([0.0] if family == "pi05" else [])

@@ -78,8 +78,8 @@ def test_pruned_rows_are_held_against_the_unpruned_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
 ) -> None:
     line = (
-        "--random-weights pi05_dummy --device cpu --mode engine policy --keep-tokens all,64,24 "
-        f"--pruning-mode union --num-steps 2 --warm-up 1 --repetitions 3 --json {tmp_path}/pruned.json"
+        "--random-weights pi05_dummy --device cpu --keep-tokens all,64,24 --pruning-mode union --cameras 1 "
+        f"--num-steps 1 --warm-up 0 --repetitions 1 --json {tmp_path}/pruned.json"
     )
     monkeypatch.setattr(sys, "argv", ["bench_policy", *line.split()])
     asked: list[TokenPruning | None] = []
@@ -93,11 +93,17 @@ def test_pruned_rows_are_held_against_the_unpruned_one(
     assert asked == [None, TokenPruning(64, mode="union"), TokenPruning(24, mode="union")]
     rows = read_results(tmp_path / "pruned.json").rows
     kept = [None if row.pruning is None else row.pruning["keep_tokens"] for row in rows]
-    assert kept == [None, 64, 24] * 2
+    assert kept == [None, 64, 24]
     assert {row.pruning["mode"] for row in rows if row.pruning is not None} == {"union"}
-    assert len({row.case for row in rows}) == 2
-    assert rows[0].speedup == rows[3].speedup == 1.0
+    assert len({row.case for row in rows}) == 1
+    assert rows[0].speedup == 1.0
     assert [line.split()[3] for line in capsys.readouterr().out.splitlines()[1:4]] == ["all", "64", "24"]
+
+
+def test_policy_mode_prunes_too() -> None:
+    options = {"mode": ("policy",), "keep_tokens": "24", "num_steps": 1, "warm_up": 0, "repetitions": 1}
+    (row,) = cli.run(args(**options), "bench_policy").rows
+    assert row.pruning == TokenPruning(24).to_json()
 
 
 @pytest.mark.parametrize(

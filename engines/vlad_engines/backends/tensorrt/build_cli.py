@@ -13,6 +13,7 @@ import tempfile
 import tyro
 
 from vlad_configs.errors import ConfigError
+from vlad_configs.pruning import Positions, PruningMode, TokenPruning, pruning_of_options
 from vlad_engines.backends.base import BackendOptions
 from vlad_engines.backends.choice import parse_batches
 from vlad_engines.backends.tensorrt.api import ReportProgress, TensorRt, load_tensorrt
@@ -59,6 +60,14 @@ class Args:
     """openpi configuration name, for a checkpoint that needs one."""
     num_steps: int | None = None
     """Denoising steps, for a checkpoint; its own number where not given."""
+    keep_tokens: int | None = None
+    """Token pruning, for a checkpoint: how many image tokens the prefix keeps; all where not given."""
+    keep_ratio: float | None = None
+    """The same as a share of the image tokens, above 0 and at most 1."""
+    pruning_mode: PruningMode = "fixed"
+    """fixed fills every slot; union keeps only tokens with a vote and masks the other slots."""
+    pruning_positions: Positions = "original"
+    """Whether kept tokens stay where they were (original) or move together (compact)."""
 
 
 def run(args: Args) -> FidelityReport | None:
@@ -70,7 +79,7 @@ def run(args: Args) -> FidelityReport | None:
     Raises:
         VladError: for what cannot work, and where TensorRT fails.
     """
-    arithmetic, settings = parse_arithmetic(args.precision), _settings(args)
+    arithmetic, settings, pruning = parse_arithmetic(args.precision), _settings(args), _pruning(args)
     tensorrt = load_tensorrt()
     tensorrt.check_arithmetic(arithmetic)
     device = open_device(args.device)
@@ -80,6 +89,11 @@ def run(args: Args) -> FidelityReport | None:
             show(build_engines(source, args, arithmetic, settings, tensorrt, device, say_progress))
         return None
     bundle = read_bundle(pathlib.Path(args.source))
+    if pruning is not None and pruning != bundle.form.pruning:
+        raise ConfigError(
+            f"{args.source} was exported with token pruning {bundle.form.pruning}, not with {pruning}: "
+            "export it again"
+        )
     plans = build_engines(BundleGraphs(bundle), args, arithmetic, settings, tensorrt, device, say_progress)
     show(plans)
     # What no profile fits cannot be compared.
@@ -120,7 +134,13 @@ def compare(
     manifests = {component: plan.manifest for component, plan in plans.items()}
     folder, model = plans["denoise"].folder, manifests["denoise"].identity.model
     cameras = tuple(sorted({len(case.inputs.cameras) for case in reference.cases}))
-    options = BackendOptions(reference.num_steps, args.precision, args.device, camera_counts=cameras)
+    options = BackendOptions(
+        reference.num_steps,
+        args.precision,
+        args.device,
+        camera_counts=cameras,
+        pruning=manifests["denoise"].identity.form.pruning,
+    )
     backend = TensorRtBackend(model, options, arithmetic, tensorrt, device, GivenPlans(plans))
     try:
         report = check_backend(backend, reference, name="tensorrt", precision=args.precision)
@@ -147,7 +167,7 @@ def build_engines(
         VladError: see `PlanProvider.provide`.
     """
     keys = shape_keys(source.model, parse_batches(args.cameras), parse_batches(args.batch))
-    wanted = Engineering(source.model, source.form.num_steps, arithmetic, keys)
+    wanted = Engineering(source.model, source.form.num_steps, arithmetic, keys, source.form.pruning)
     with device.active():
         plans = BuiltPlans(EngineCache(args.output), source, settings)
         return plans.provide(wanted, tensorrt, device, progress)
@@ -158,6 +178,10 @@ def _settings(args: Args) -> BuildSettings:
         return BuildSettings(args.optimization_level, int(args.workspace_gib * 2**30))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _pruning(args: Args) -> TokenPruning | None:
+    return pruning_of_options(args.keep_tokens, args.keep_ratio, args.pruning_mode, args.pruning_positions)
 
 
 def _checkpoint_graphs(args: Args, arithmetic: ComponentArithmetic, folder: pathlib.Path) -> GraphSource:
@@ -171,7 +195,8 @@ def _checkpoint_graphs(args: Args, arithmetic: ComponentArithmetic, folder: path
         ) from error
     contract, weights = open_network(args.source, args.env, args.config, args.device)
     steps = contract.num_denoising_steps if args.num_steps is None else args.num_steps
-    return CheckpointGraphs(contract.model, weights, arithmetic.form(steps, "step"), folder)
+    form = arithmetic.form(steps, "step", _pruning(args))
+    return CheckpointGraphs(contract.model, weights, form, folder)
 
 
 def main() -> None:
