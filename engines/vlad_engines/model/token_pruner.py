@@ -98,7 +98,7 @@ def fill_slots(scores: Tensor, index: Tensor, slots: Tensor, mode: PruningMode) 
     union = _count(votes > 0, 1)
     if mode == "fixed":
         before = token[:, :, None] < token[:, None]
-        kept = _count(token >= 0, 1)
+        kept = _count(token > -1, 1)  # each of them
     else:
         # Tokens without a vote go behind the others and are masked there.
         voted = _count(holds & (votes > 0)[:, None], 2)
