@@ -4,7 +4,8 @@ Every image token asks the prompt, the answer votes for the image token that res
 without a vote may go (arXiv 2509.12594). Unlike the published code, the order among equally voted tokens is
 defined, so that the same scores always keep the same tokens, on every device. All in float32: scores differ
 by less than bfloat16 can tell. Choosing is comparing and counting, and nothing else: graphs record it, and
-ONNX knows it, where the order in which sorts and top-k leave equal numbers is up to whoever runs them.
+ONNX knows it, where the order in which sorts and top-k leave equal numbers is up to whoever runs them. Even
+counts are float32, exact here: TensorRT 8.6 adds up no integers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from vlad_engines.model.pi0 import Prefix
 
 _EPSILON = 1e-6
 _RANK_STEPS = (1 << 10) - 1
-_NOBODY = 1 << 30
+_NOBODY = float(1 << 30)
+_MOST_TOKENS = (1 << 24) // (_RANK_STEPS + 1) - 1
+"""For more, votes and rank do not fit into float32's integers."""
 
 
 class Selection(NamedTuple):
@@ -68,9 +71,16 @@ def importance_scores(images: Tensor, prompt: Tensor, prompt_mask: Tensor | None
 
 
 def select_tokens(scores: Tensor, pruning: TokenPruning) -> Selection:
-    """Choose from `[B, N, N]` scores. Enqueues only: shapes follow from N, never from the scores."""
-    numbers = torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device)
-    return fill_slots(scores, numbers, numbers[: pruning.slots(len(numbers))], pruning.mode)
+    """Choose from `[B, N, N]` scores. Enqueues only: shapes follow from N, never from the scores.
+
+    Raises:
+        ValueError: for more than 16383 image tokens.
+    """
+    count = scores.shape[-1]
+    if count > _MOST_TOKENS:
+        raise ValueError(f"at most {_MOST_TOKENS} image tokens can be ranked, not {count}")
+    numbers = torch.arange(count, dtype=torch.int32, device=scores.device)
+    return fill_slots(scores, numbers, numbers[: pruning.slots(count)], pruning.mode)
 
 
 def fill_slots(scores: Tensor, index: Tensor, slots: Tensor, mode: PruningMode) -> Selection:
@@ -82,13 +92,14 @@ def fill_slots(scores: Tensor, index: Tensor, slots: Tensor, mode: PruningMode) 
         index: `[N]` int32, the numbers 0 to N - 1.
         slots: `[K]` int32, the numbers 0 to K - 1; K is at most N.
     """
+    index, slots = index.float(), slots.float()
     best = scores.amax(dim=-1, keepdim=True)
     # argmax does not promise the first of equal scores.
     choice = index.expand_as(scores).masked_fill(scores != best, _NOBODY).amin(dim=-1)
     votes = _count(choice[:, :, None] == index, 1)
     peak = scores.amax(dim=1)
     low, high = peak.amin(dim=1, keepdim=True), peak.amax(dim=1, keepdim=True)
-    rank = ((peak - low) / (high - low + _EPSILON) * _RANK_STEPS).round().to(torch.int32)
+    rank = ((peak - low) / (high - low + _EPSILON) * _RANK_STEPS).round()
     key = votes * (_RANK_STEPS + 1) + rank
     ahead = (key[:, :, None] > key[:, None]) | (
         (key[:, :, None] == key[:, None]) & (index[:, None] < index[None])
@@ -106,7 +117,8 @@ def fill_slots(scores: Tensor, index: Tensor, slots: Tensor, mode: PruningMode) 
             (voted[:, :, None] == voted[:, None]) & (token[:, :, None] < token[:, None])
         )
         kept = _count(voted > 0, 1)
-    return Selection(_pick(_count(before, 1)[:, None] == slots[:, None], token[:, None]), kept, union)
+    indices = _pick(_count(before, 1)[:, None] == slots[:, None], token[:, None])
+    return Selection(indices.to(torch.int32), kept.to(torch.int32), union.to(torch.int32))
 
 
 def lay_out(selection: Selection, slots: Tensor, words: Tensor, pool: int, places: Tensor) -> Tensor:
@@ -124,7 +136,7 @@ def lay_out(selection: Selection, slots: Tensor, words: Tensor, pool: int, place
         `[B, P]` int32; 0 for places that do not count.
     """
     end = selection.kept[:, None]
-    indices = _pick(places[:, None] == slots, selection.indices[:, None])
+    indices = _pick(places[:, None] == slots, selection.indices[:, None].float()).to(torch.int32)
     prompt = (places - end + pool).masked_fill(~(places < end + words[:, None]), 0)
     return torch.where(places < end, indices, prompt)
 
@@ -186,9 +198,9 @@ def _normalize(x: Tensor) -> Tensor:
 
 
 def _count(holds: Tensor, dim: int) -> Tensor:
-    return holds.sum(dim=dim, dtype=torch.int32)
+    return holds.float().sum(dim=dim)
 
 
 def _pick(holds: Tensor, numbers: Tensor) -> Tensor:
     """The one of `numbers` in the last axis for which `holds` is true."""
-    return (holds.to(torch.int32) * numbers).sum(dim=-1, dtype=torch.int32)
+    return (holds.float() * numbers).sum(dim=-1)

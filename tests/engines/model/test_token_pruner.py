@@ -235,3 +235,9 @@ def test_ratios_are_rounded_up() -> None:
     assert TokenPruning(keep_ratio=0.1).slots(256) == 26
     assert TokenPruning(keep_ratio=0.1).slots(768) == 77
     assert TokenPruning(keep_tokens=300).slots(256) == 256
+
+
+def test_more_tokens_than_can_be_ranked_are_refused() -> None:
+    scores = torch.empty(1, 16384, 16384, device="meta")
+    with pytest.raises(ValueError, match="at most 16383 image tokens can be ranked, not 16384"):
+        select_tokens(scores, TokenPruning(keep_tokens=4))
