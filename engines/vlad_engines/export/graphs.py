@@ -91,7 +91,7 @@ class PrefixGraph(nn.Module):
         placement = Placement(
             self.rope_cos[:length][None, None],
             self.rope_sin[:length][None, None],
-            padding_bias(self.indices[:length], prefix_lengths)[:, None],
+            _padding_bias(self.indices[:length], prefix_lengths)[:, None],
         )
         return self.key_values(x, placement)
 
@@ -142,7 +142,7 @@ class PrunedPrefixGraph(PrefixGraph):
         else:
             length = x.shape[1]
             cos, sin = (table[:length][None, None] for table in (self.rope_cos, self.rope_sin))
-        placement = Placement(cos, sin, padding_bias(places, seen)[:, None])
+        placement = Placement(cos, sin, _padding_bias(places, seen)[:, None])
         selected = torch.stack((selection.kept, selection.union), dim=1)
         return [*self.key_values(x, placement), seen, selected]
 
@@ -219,7 +219,7 @@ class DenoiseGraph(nn.Module):
 
     def _place(self, seen: Tensor, start: Tensor, prefix: int) -> Placement:
         positions = start[:, None] + self.indices[: self._suffix]
-        padding = padding_bias(self.indices[:prefix], seen)
+        padding = _padding_bias(self.indices[:prefix], seen)
         rows = self.suffix_bias.shape[0]
         bias = torch.cat(
             (
@@ -241,7 +241,7 @@ def _add_positions(graph: nn.Module, config: ModelConfig, length: int) -> None:
     graph.register_buffer("indices", torch.arange(length, dtype=torch.int32))
 
 
-def padding_bias(indices: Tensor, lengths: Tensor) -> Tensor:
+def _padding_bias(indices: Tensor, lengths: Tensor) -> Tensor:
     """`[B, 1, P]` float32: 0 for the real tokens of each sample, `MASKED` for padding."""
     real = indices < lengths[:, None]
     return torch.where(real, 0.0, MASKED)[:, None]
