@@ -27,11 +27,10 @@ onnx = pytest.importorskip("onnx")
 STEPS = 3
 _folder = tempfile.TemporaryDirectory()
 
-PRUNINGS = {
-    "fixed original": TokenPruning(5),
-    "fixed compact": TokenPruning(5, positions="compact"),
-    "union original": TokenPruning(5, mode="union"),
-    "union compact": TokenPruning(5, mode="union", positions="compact"),
+PRUNINGS: dict[str, tuple[Family, TokenPruning]] = {
+    "fixed original": ("pi05", TokenPruning(5)),
+    "union compact": ("pi05", TokenPruning(5, mode="union", positions="compact")),
+    "union original": ("pi0", TokenPruning(5, mode="union")),
 }
 
 
@@ -78,11 +77,9 @@ def expected(family: Family, pruning: TokenPruning, batch: PaddedBatch) -> list[
     return [backend.infer(model_inputs(sample), sample.noise[0].numpy()) for sample in samples]
 
 
-@pytest.mark.parametrize(
-    ("family", "name"), [*(("pi05", name) for name in PRUNINGS), ("pi0", "union original")]
-)
-def test_graphs_select_and_compute_what_the_pytorch_backend_does(family: Family, name: str) -> None:
-    pruning = PRUNINGS[name]
+@pytest.mark.parametrize("name", PRUNINGS)
+def test_graphs_select_and_compute_what_the_pytorch_backend_does(name: str) -> None:
+    family, pruning = PRUNINGS[name]
     for cameras, lengths in ((1, [5]), (2, [12, 1, 7]), (3, [9, 4])):
         batch = batch_of(cameras, lengths)
         inputs = graph_inputs(batch, cameras, pruning.slots(4 * cameras))
@@ -96,9 +93,8 @@ def test_graphs_select_and_compute_what_the_pytorch_backend_does(family: Family,
         np.testing.assert_array_equal(again["x_path"], outputs["x_path"])
 
 
-@pytest.mark.parametrize("positions", ["original", "compact"])
-def test_keeping_all_tokens_gives_the_bits_of_the_unpruned_graphs(positions: Any) -> None:
-    pruning = TokenPruning(keep_ratio=1.0, positions=positions)
+def test_keeping_all_tokens_gives_the_bits_of_the_unpruned_graphs() -> None:
+    pruning = TokenPruning(keep_ratio=1.0)
     for cameras, lengths in ((1, [5]), (3, [12, 4])):
         inputs = graph_inputs(batch_of(cameras, lengths), cameras, 4 * cameras)
         plain, kept = (runner("pi05", each).path(inputs) for each in (None, pruning))
@@ -106,17 +102,17 @@ def test_keeping_all_tokens_gives_the_bits_of_the_unpruned_graphs(positions: Any
 
 
 def test_padding_changes_no_bit() -> None:
-    pruning, batch = PRUNINGS["union original"], batch_of(2, [5, 3])
+    (family, pruning), batch = PRUNINGS["union original"], batch_of(2, [5, 3])
     zeros, others = (
-        runner("pi05", pruning).outputs(graph_inputs(batch, 2, 5, padding)) for padding in (0, 63)
+        runner(family, pruning).outputs(graph_inputs(batch, 2, 5, padding)) for padding in (0, 63)
     )
     np.testing.assert_array_equal(zeros["selected"], others["selected"])
     np.testing.assert_array_equal(zeros["x_path"], others["x_path"])
 
 
 def test_a_dropped_mask_and_a_wrong_position_would_be_noticed() -> None:
-    pruning, batch = PRUNINGS["union original"], batch_of(3, [5])
-    run = runner("pi05", pruning)
+    (family, pruning), batch = PRUNINGS["union original"], batch_of(3, [5])
+    run = runner(family, pruning)
     outputs = run.outputs(graph_inputs(batch, 3, 5))
     assert outputs["selected"][0, 0] < 5
     step = {**outputs, "step": np.array([0], np.int32)}
@@ -130,7 +126,7 @@ def test_a_dropped_mask_and_a_wrong_position_would_be_noticed() -> None:
 def test_tensorrt_86_knows_every_operator(name: str) -> None:
     more = {"And", "Greater", "Not", "Or", "ReduceMax", "ReduceMin", "ReduceSum", "Round"}
     for component in COMPONENTS:
-        model = onnx.load(bundle("pi05", PRUNINGS[name]).path(component), load_external_data=False)
+        model = onnx.load(bundle(*PRUNINGS[name]).path(component), load_external_data=False)
         allowed = TENSORRT_86_OPERATORS | (more if component == "prefix" else set())
         assert {node.op_type for node in model.graph.node} <= allowed
 
@@ -155,7 +151,7 @@ def test_the_selection_is_computed_in_float32_whatever_the_precision() -> None:
 
 def test_what_is_kept_is_a_part_of_form_digest_and_shapes() -> None:
     config = tiny_config("pi05")
-    five, other = bundle("pi05", PRUNINGS["fixed original"]), bundle("pi05", PRUNINGS["union original"])
+    five, other = (bundle(*PRUNINGS[name]) for name in ("fixed original", "union compact"))
     assert read_bundle(five.folder).form == five.form
     assert five.form.to_json()["pruning"]["keep_tokens"] == 5
     assert "pruning" not in bundle("pi05", None).form.to_json()
