@@ -52,8 +52,8 @@ class ComponentArithmetic:
         self, num_steps: int, denoise_form: DenoiseForm, pruning: TokenPruning | None = None
     ) -> GraphForm:
         """The graphs that compute so."""
-        vision, prefix, denoise = (_GRAPH_DTYPES[self.of(component)] for component in COMPONENTS)
-        return GraphForm(num_steps, vision, prefix, denoise, denoise_form, pruning)
+        dtypes = {component: _GRAPH_DTYPES[self.of(component)] for component in COMPONENTS}
+        return GraphForm(num_steps, **dtypes, denoise_form=denoise_form, pruning=pruning)
 
 
 def parse_arithmetic(text: str) -> ComponentArithmetic:

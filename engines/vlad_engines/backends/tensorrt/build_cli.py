@@ -143,7 +143,13 @@ def compare(
     )
     backend = TensorRtBackend(model, options, arithmetic, tensorrt, device, GivenPlans(plans))
     try:
-        report = check_backend(backend, reference, name="tensorrt", precision=args.precision)
+        report = check_backend(
+            backend,
+            reference,
+            name="tensorrt",
+            precision=args.precision,
+            pruned=options.pruning is not None,
+        )
         write_report(folder, manifests, report)
     except OSError as error:
         raise ConfigError(f"the fidelity report cannot be written to {folder}: {error}") from error
