@@ -27,7 +27,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "engines"), str(ROOT / "configs")]
 
 from vlad_configs.models import CAMERA_SLOTS, ModelConfig  # noqa: E402
+from vlad_configs.pruning import Positions, PruningMode, pruning_of_options  # noqa: E402
 from vlad_engines.backends.capabilities import Trace  # noqa: E402
 from vlad_engines.backends.tensorrt.arithmetic import ComponentArithmetic, parse_arithmetic  # noqa: E402
 from vlad_engines.backends.tensorrt.manifest import BuildSettings  # noqa: E402
@@ -62,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export.add_argument("--num-steps", type=int, default=10)
     export.add_argument("--precision", default="fp32")
     export.add_argument("--denoise", choices=("step", "unrolled"), default="step")
+    export.add_argument("--keep-tokens", type=int, help="token pruning: image tokens that the prefix keeps")
+    export.add_argument("--pruning-mode", choices=get_args(PruningMode), default="fixed")
+    export.add_argument("--pruning-positions", choices=get_args(Positions), default="original")
     export.add_argument("--device", default="cuda")
     run = steps.add_parser("run", help="build, compare, measure")
     run.add_argument("--least-cosine", type=float, default=0.999)
@@ -132,7 +136,8 @@ def export_network(args: argparse.Namespace) -> int:
     config = network_config(args)
     weights = RandomWeights(config, args.device)
     began = time.monotonic()
-    form = parse_arithmetic(args.precision).form(args.num_steps, args.denoise)
+    pruning = pruning_of_options(args.keep_tokens, None, args.pruning_mode, args.pruning_positions)
+    form = parse_arithmetic(args.precision).form(args.num_steps, args.denoise, pruning)
     calibration = None
     if form.prefix_float8:
         # With other requests than those that the engines are compared with.
@@ -144,7 +149,7 @@ def export_network(args: argparse.Namespace) -> int:
     with strict_float32():
         model = Pi0.from_openpi_weights(config, weights, "fp32", args.device)
         for index, (inputs, noise) in enumerate(make_cases(config, args.cameras)):
-            trace = trace_model(model, inputs, noise, args.num_steps)
+            trace = trace_model(model, inputs, noise, args.num_steps, pruning)
             for name in ("images", "tokens", "token_mask", "state"):
                 arrays[f"{index}.{name}"] = getattr(inputs, name)
             arrays[f"{index}.noise"] = noise
@@ -196,6 +201,7 @@ def run_engines(args: argparse.Namespace) -> int:
         "precision": dataclasses.asdict(arithmetic),
         "level": args.level,
         "model": read_bundle(args.folder).model.to_json(),
+        "form": read_bundle(args.folder).form.to_json(),
         "starts": {},
         "latency_ms": {},
     }
@@ -263,6 +269,7 @@ def backend_parts(args: argparse.Namespace, cameras: int) -> tuple[ModelConfig, 
         args.device,
         camera_counts=(cameras,),
         engine_dir=str(args.engines),
+        pruning=bundle.form.pruning,
     )
     plans = BuiltPlans(EngineCache(args.engines), BundleGraphs(bundle), levels(args.level))
     return bundle.model, options, plans

@@ -17,6 +17,21 @@ Positions = Literal["original", "compact"]
 PruningMode = Literal["fixed", "union"]
 
 
+def pruning_of_options(
+    keep_tokens: int | None, keep_ratio: float | None, mode: PruningMode, positions: Positions
+) -> TokenPruning | None:
+    """What the options `--keep-tokens`, `--keep-ratio`, `--pruning-mode` and `--pruning-positions` ask for.
+
+    Raises:
+        ConfigError: for contradictions.
+    """
+    if keep_tokens is None and keep_ratio is None:
+        if (mode, positions) != ("fixed", "original"):
+            raise ConfigError("--pruning-mode and --pruning-positions need --keep-tokens or --keep-ratio")
+        return None
+    return TokenPruning(keep_tokens, keep_ratio, mode, positions)
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenPruning:
     """Which image tokens stay in the prefix. All cameras share one pool.

@@ -91,6 +91,7 @@ class Slot:
         self.noise = on_device(actions, torch.float32)
         self.actions = on_device(actions, torch.float32)
         self._host_actions = on_host(actions, torch.float32)
+        self._host_selected = on_host((2,), torch.int32)
         self._guidance = GuidanceBuffers(config, num_steps, device)
 
     def load(self, request_id: int, inputs: ModelInputs, noise: npt.NDArray[np.float32]) -> None:
@@ -172,15 +173,17 @@ class Slot:
         return self._guidance.device
 
     def enqueue_download(self) -> None:
-        """Start copying the actions to the host."""
+        """Start copying the actions to the host, and what pruning selected."""
         self._host_actions.copy_(self.actions, non_blocking=True)
+        if self.pruned is not None:
+            selection = self.pruned.selection
+            self._host_selected.copy_(torch.cat((selection.kept, selection.union)), non_blocking=True)
 
     def pruned_tokens(self) -> PrunedTokens | None:
-        """What pruning did to the present request; waits for the device. None where it is off."""
+        """What pruning did to the present request, as downloaded; None where it is off."""
         if self.pruned is None:
             return None
-        selection = self.pruned.selection
-        kept, voted = int(selection.kept.item()), int(selection.union.item())
+        kept, voted = self._host_selected.tolist()
         return PrunedTokens(self._num_cameras * self._config.siglip.num_tokens, kept, voted)
 
     def take_actions(self) -> npt.NDArray[np.float32]:

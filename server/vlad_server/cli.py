@@ -14,7 +14,7 @@ import uvloop
 
 from vlad_configs.access import AccessConfig
 from vlad_configs.errors import ConfigError
-from vlad_configs.pruning import Positions, PruningMode, TokenPruning
+from vlad_configs.pruning import Positions, PruningMode, pruning_of_options
 from vlad_configs.serving import BackendName, ServeConfig
 from vlad_server import logs
 from vlad_server.app import serve_policy
@@ -200,16 +200,10 @@ def serve_config(args: Args, variables: dict[str, str]) -> ServeConfig:
         keep_connection_on_error=args.keep_connection_on_error,
         debug=args.debug,
         allow_low_fidelity=args.allow_low_fidelity,
-        token_pruning=_token_pruning(args),
+        token_pruning=pruning_of_options(
+            args.keep_tokens, args.keep_ratio, args.pruning_mode, args.pruning_positions
+        ),
     )
-
-
-def _token_pruning(args: Args) -> TokenPruning | None:
-    if args.keep_tokens is None and args.keep_ratio is None:
-        if (args.pruning_mode, args.pruning_positions) != ("fixed", "original"):
-            raise ConfigError("--pruning-mode and --pruning-positions need --keep-tokens or --keep-ratio")
-        return None
-    return TokenPruning(args.keep_tokens, args.keep_ratio, args.pruning_mode, args.pruning_positions)
 
 
 def _devices(listed: str | None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from tests.support.daemon import Daemon, start_daemon
 from tests.support.host_tensorrt import HostDevice, make_tensorrt
 from tests.support.libero import libero_observation
 from vlad_client.websocket_client_policy import WebsocketClientPolicy
+from vlad_configs.errors import ConfigError
 from vlad_engines.backends.tensorrt import build_cli
 from vlad_engines.backends.tensorrt.api import TensorRt
 from vlad_engines.export import cli as export_cli
@@ -109,6 +110,37 @@ def test_engines_in_fp8_are_served_with_the_calibration_of_their_export(tmp_path
     (manifest,) = (tmp_path / "engines").glob("prefix-*.json")
     assert calibration is not None
     assert json.loads(manifest.read_text())["identity"]["calibration"] == calibration.digest
+
+
+def test_pruned_engines_are_served_without_torch_and_onnx(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, observation = HostDevice(), libero_observation()
+    monkeypatch.setenv("VLAD_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(build_cli, "load_tensorrt", lambda: TensorRt(make_tensorrt("8.6.0", device)))
+    monkeypatch.setattr(build_cli, "open_device", lambda name: device)
+    pruning = {"keep_tokens": 64, "pruning_mode": "union"}
+    graphs, engines = tmp_path / "graphs", tmp_path / "engines"
+    export_cli.run(export_cli.Args("demo", graphs, env="LIBERO", num_steps=STEPS, **pruning))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="was exported with token pruning"):
+        build_cli.run(build_cli.Args(str(graphs), engines, cameras="2", keep_tokens=24))
+    report = build_cli.run(build_cli.Args(str(graphs), engines, cameras="2"))
+    assert report is not None
+    assert report.passed, report.table()
+    policy = UnifiedPolicy(
+        "demo", num_denoising_steps=STEPS, device="cpu", token_pruning={"keep_tokens": 64, "mode": "union"}
+    )
+    expected = policy.infer(observation, seed=7)
+    with robot(tmp_path, engines, "--keep-tokens", "64", "--pruning-mode", "union") as daemon:
+        daemon.wait_ready()
+        client = WebsocketClientPolicy("127.0.0.1", daemon.port)
+        reply = client.infer({**observation, "vlad/seed": 7})
+        client.close()
+    np.testing.assert_allclose(reply["actions"], expected["actions"], rtol=0, atol=1e-4)
+    for name in ("image_tokens_kept", "image_tokens_voted"):
+        assert reply["policy_timing"][name] == expected["policy_timing"][name]
+    with robot(tmp_path, engines) as daemon:
+        assert "form.pruning" in refusal(daemon)
 
 
 def refusal(daemon: Daemon) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from vlad_configs.models import ModelConfig
+from vlad_configs.pruning import TokenPruning
 from vlad_engines.backends.triton import denoise_loop
 from vlad_engines.backends.triton.denoise_loop import DenoiseLoop
 from vlad_engines.backends.triton.slot import Slot, SlotKey
@@ -32,19 +33,25 @@ class Difference:
 
 
 @torch.inference_mode()
-def compare_denoising(config: ModelConfig, *, prompt: int) -> Difference:
-    """Denoise over a cache of random numbers with both, plainly and guided."""
+def compare_denoising(config: ModelConfig, *, prompt: int, pruning: TokenPruning | None = None) -> Difference:
+    """Denoise over a cache of random numbers with both, plainly and guided.
+
+    Args:
+        pruning: of the slot; a third of its image tokens are masked then.
+    """
     device = torch.device("cuda")
     weights = fuse_weights(
         config, RandomWeights(config, device), num_steps=STEPS, device=device, with_loop=True
     )
     workspace = Workspace(device)
-    key = SlotKey(1, CAMERAS, BUCKET)
+    key = SlotKey(1, CAMERAS, BUCKET, pruning)
     assert denoise_loop.supports(config, key)
     slot = Slot(config, key, torch.bfloat16, workspace, STEPS)
     slot.keys.normal_()
     slot.values.normal_()
     slot.lengths.fill_(CAMERAS * config.siglip.num_tokens + prompt)
+    if pruning is not None:
+        slot.visible.fill_((slot.prefix - BUCKET) * 2 // 3 + prompt)
     slot.noise.normal_()
     chain, loop = (kind(config, weights, slot, workspace) for kind in (DenoiseStage, DenoiseLoop))
 

@@ -39,6 +39,10 @@ class OnnxRunner:
 
     def path(self, inputs: Arrays) -> npt.NDArray[np.float32]:
         """All of `x_t` `[N, B, H, A]`, from `pixels`, `prompt_tokens`, `prefix_lengths`, `state`, `x_t`."""
+        return self.outputs(inputs)["x_path"]
+
+    def outputs(self, inputs: Arrays) -> Arrays:
+        """Whatever the graphs hand over, and all of `x_t` as `x_path`, step by step or not."""
         values = dict(inputs)
         values.update(self.run("vision", values))
         tokens = values["image_tokens"]
@@ -46,11 +50,10 @@ class OnnxRunner:
         values["image_tokens"] = tokens.reshape(batch, -1, tokens.shape[-1])
         values.update(self.run("prefix", values))
         if self._form.denoise_form == "unrolled":
-            unrolled: npt.NDArray[np.float32] = self.run("denoise", values)["x_path"]
-            return unrolled
+            return {**values, **self.run("denoise", values)}
         path = []
         for step in range(self._form.num_steps):
             values["step"] = np.array([step], np.int32)
             values["x_t"] = self.run("denoise", values)["x_next"]
             path.append(values["x_t"])
-        return np.stack(path)
+        return {**values, "x_path": np.stack(path)}

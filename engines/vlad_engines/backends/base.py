@@ -42,8 +42,7 @@ class BackendOptions:
         calibration: observations from which `fp8` learns how large activations become. Engines in
             `engine_dir` have learnt it already.
         pruning: which image tokens the prefix keeps; None for all. A part of every key under which graphs
-            or engines are kept, since their shapes follow from it. Only for backends in
-            `registry.PRUNING_BACKENDS`.
+            or engines are kept, since their shapes follow from it.
     """
 
     num_steps: int

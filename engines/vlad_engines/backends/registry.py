@@ -24,9 +24,6 @@ _MODULES: Mapping[str, str] = {
 BACKEND_NAMES = tuple(_MODULES)
 """Every name that `--backend` knows. `_pipelined` is the same engine in the overlapped schedule."""
 
-PRUNING_BACKENDS = ("pytorch",)
-"""Those that can leave image tokens out of the prefix."""
-
 
 class _BackendModule(Protocol):
     def create(
@@ -49,8 +46,6 @@ def create_backend(
     check_backend(name)
     if options.engine_dir is not None and not is_tensorrt(name):
         raise ConfigError(f"engine_dir is for TensorRT's backends, not for '{name}'")
-    if options.pruning is not None and name not in PRUNING_BACKENDS:
-        raise ConfigError(f"backend '{name}' prunes no tokens; {' or '.join(PRUNING_BACKENDS)} does")
     try:
         module = cast(_BackendModule, importlib.import_module(_MODULES[name]))
     except ModuleNotFoundError as error:

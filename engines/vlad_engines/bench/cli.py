@@ -12,10 +12,11 @@ import torch
 import tyro
 
 from vlad_configs.errors import ConfigError, VladError
+from vlad_configs.pruning import Positions, PruningMode
 from vlad_engines.backends.choice import parse_batches, parse_choices
 from vlad_engines.bench.case import RequestShape
 from vlad_engines.bench.device import device_name, device_state, file_slug, software
-from vlad_engines.bench.plan import Mode, Plan, parse_names
+from vlad_engines.bench.plan import Mode, Plan, parse_names, parse_prunings
 from vlad_engines.bench.results import RESULTS_DIRECTORY, Results, commit_of_this_code, today
 from vlad_engines.bench.roofline import device_peaks
 from vlad_engines.bench.row import BenchRow, with_speedups
@@ -49,6 +50,12 @@ class Args:
     """Action horizon, in mode engine; that of the robot's configuration where not given."""
     num_steps: int = 10
     """Denoising steps."""
+    keep_tokens: str = "all"
+    """Token pruning: how many image tokens the prefix keeps, several with commas, such as all,64,24."""
+    pruning_mode: PruningMode = "fixed"
+    """fixed: fill every slot; union: keep the tokens that any token voted for, and mask what is left."""
+    pruning_positions: Positions = "original"
+    """Where kept tokens stand: at their place in the unpruned prefix, or counted anew."""
     batch: str = "1"
     """Batch sizes, several with commas, in mode engine."""
     warm_up: int = 20
@@ -84,6 +91,7 @@ def make_plan(args: Args) -> Plan:
         checkpoints=checkpoints,
         environment=args.env,
         backends=parse_choices(args.backend, precision),
+        prunings=parse_prunings(args.keep_tokens, args.pruning_mode, args.pruning_positions),
         device=device,
         shape=RequestShape(args.cameras, args.prompt_tokens),
         chunk=args.chunk,
@@ -125,7 +133,7 @@ def run(args: Args, command: str) -> Results:
 
 
 _HEADER = (
-    f"{'mode':<9}{'model':<11}{'backend':<16}{'B':>3}{'gpu p50':>9}{'p90':>8}{'p99':>8}"
+    f"{'mode':<9}{'model':<11}{'backend':<16}{'K':>5}{'B':>3}{'gpu p50':>9}{'p90':>8}{'p99':>8}"
     f"{'vision':>8}{'prefix':>8}{'denoise':>9}{'floor':>7}{'wall':>8}{'req/s':>8}"
     f"{'GiB':>7}{'start s':>8}{'ratio':>7}"
 )
@@ -136,8 +144,9 @@ def _line(row: BenchRow) -> str:
     least = "-" if row.floor_ms is None else f"{row.floor_ms['total']:.2f}"
     memory = "-" if row.memory_gib is None else f"{row.memory_gib:.2f}"
     ratio = "-" if row.speedup is None else f"{row.speedup:.2f}"
+    kept = "all" if row.pruning is None else row.pruning["keep_tokens"]
     return (
-        f"{row.mode:<9}{row.model:<11}{row.backend + ':' + row.precision:<16}{row.batch:>3}"
+        f"{row.mode:<9}{row.model:<11}{row.backend + ':' + row.precision:<16}{kept:>5}{row.batch:>3}"
         f"{gpu['p50']:>9.3f}{gpu['p90']:>8.3f}{gpu['p99']:>8.3f}"
         f"{stages['vision']:>8.3f}{stages['prefix']:>8.3f}{stages['denoise']:>9.3f}"
         f"{least:>7}{row.wall_ms:>8.3f}{row.requests_per_s:>8.1f}{memory:>7}{row.start_s:>8.1f}{ratio:>7}"

@@ -7,6 +7,7 @@ from typing import Literal
 
 from vlad_configs.environments import ENVIRONMENTS
 from vlad_configs.errors import ConfigError
+from vlad_configs.pruning import Positions, PruningMode, TokenPruning
 from vlad_engines.backends.choice import BackendChoice
 from vlad_engines.bench.case import RequestShape
 from vlad_engines.checkpoint.random_checkpoint import RANDOM_PREFIX, random_model
@@ -22,6 +23,7 @@ class Plan:
         checkpoints: `random:...` or directories.
         environment: robot, a name of `ENVIRONMENTS`.
         shape: of a request; in the modes policy and loopback the robot says how many cameras there are.
+        prunings: what the prefix keeps, one after the other; None for all image tokens.
         chunk: action horizon for random weights in mode engine; None for the model's own.
         batches: sizes in mode engine; the other modes answer one request at a time.
     """
@@ -30,6 +32,7 @@ class Plan:
     checkpoints: tuple[str, ...]
     environment: str
     backends: tuple[BackendChoice, ...]
+    prunings: tuple[TokenPruning | None, ...]
     device: str
     shape: RequestShape
     chunk: int | None
@@ -57,6 +60,25 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, not {value}")
+
+
+def parse_prunings(text: str, mode: PruningMode, positions: Positions) -> tuple[TokenPruning | None, ...]:
+    """Read `all,64,24`: numbers of image tokens, or all of them without any pruning.
+
+    Raises:
+        ConfigError: for anything else, and for a mode or positions without any number.
+    """
+    kept = parse_names(text)
+    wrong = [name for name in kept if name != "all" and not (name.isdecimal() and int(name))]
+    if wrong:
+        raise ConfigError(
+            f"--keep-tokens takes 'all' and numbers of 1 and more, such as all,64, not '{text}'"
+        )
+    if set(kept) == {"all"} and (mode, positions) != ("fixed", "original"):
+        raise ConfigError("--pruning-mode and --pruning-positions need a number in --keep-tokens")
+    return tuple(
+        None if name == "all" else TokenPruning(int(name), mode=mode, positions=positions) for name in kept
+    )
 
 
 def parse_names(text: str) -> tuple[str, ...]:

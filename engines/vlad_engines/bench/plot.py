@@ -80,8 +80,9 @@ def _legend(rows: Sequence[BenchRow]) -> list[Any]:
 
 
 def _title(row: BenchRow) -> str:
+    kept = "" if row.pruning is None else f", K={row.pruning['keep_tokens']}"
     return (
-        f"{row.model} {row.mode}, B={row.batch}\n{row.backend} {row.precision}, "
+        f"{row.model} {row.mode}, B={row.batch}{kept}\n{row.backend} {row.precision}, "
         f"{row.cameras} cam, {row.prompt_tokens} tok, chunk {row.chunk}"
     )
 

@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from vlad_configs.models import GemmaConfig, ModelConfig
+from vlad_configs.pruning import TokenPruning
 from vlad_engines.bench.case import RequestShape
 
 _TERA = 1e12
@@ -94,15 +95,28 @@ def device_peaks(device_name: str) -> DevicePeaks | None:
 
 
 def floor(
-    model: ModelConfig, shape: RequestShape, *, steps: int, batch: int, precision: str, peaks: DevicePeaks
+    model: ModelConfig,
+    shape: RequestShape,
+    *,
+    steps: int,
+    batch: int,
+    precision: str,
+    peaks: DevicePeaks,
+    pruning: TokenPruning | None = None,
 ) -> Floor:
     """The floor of one batch.
+
+    Args:
+        pruning: which image tokens the prefix keeps; choosing them counts nothing.
 
     Raises:
         KeyError: for a precision without weights of a known size.
     """
     weight = _WEIGHT_BYTES[precision]
-    prefix_length = shape.cameras * model.siglip.num_tokens + shape.prompt_tokens
+    image_tokens = shape.cameras * model.siglip.num_tokens
+    if pruning is not None:
+        image_tokens = pruning.slots(image_tokens)
+    prefix_length = image_tokens + shape.prompt_tokens
 
     def seconds(operations: Iterator[Operation]) -> float:
         return sum(

@@ -39,6 +39,7 @@ class BenchRow:
         model: `pi05` or `pi0`, with `_dummy` for the tiny ones.
         memory_gib: device memory in use right after the measurement, CUDA context and all; None on a CPU.
         start_s: from nothing to ready. Engine and policy: in a process that has loaded its libraries.
+        pruning: which image tokens the prefix kept, as in the metadata; None for all.
         speedup: device time of the first backend of the same run divided by this one's.
         floor_ms: lower bound by stage, see `roofline`; None for a device whose peaks are unknown.
     """
@@ -65,10 +66,11 @@ class BenchRow:
     command: str
     floor_ms: Mapping[str, float] | None = None
     speedup: float | None = None
+    pruning: Mapping[str, Any] | None = None
 
     @property
     def case(self) -> tuple[object, ...]:
-        """What rows of different backends must share to be compared."""
+        """What rows of different backends and prunings must share to be compared."""
         return (
             self.gpu,
             self.mode,

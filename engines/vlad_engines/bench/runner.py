@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from vlad_configs.models import ModelConfig
+from vlad_configs.pruning import TokenPruning
 from vlad_engines.backends.base import BackendOptions
 from vlad_engines.backends.choice import BackendChoice
 from vlad_engines.backends.registry import create_backend
@@ -37,12 +39,13 @@ class Measurement:
     model: ModelConfig
     shape: RequestShape
     batch: int
+    pruning: TokenPruning | None
     samples: Samples
     memory_gib: float | None
     start_s: float
 
 
-Measure = Callable[[Plan, str, PolicyCheckpoint, BackendChoice], Iterator[Measurement]]
+Measure = Callable[[Plan, str, PolicyCheckpoint, BackendChoice, TokenPruning | None], Iterator[Measurement]]
 
 
 def run_plan(plan: Plan, *, command: str, commit: str) -> Iterator[BenchRow]:
@@ -57,14 +60,18 @@ def run_plan(plan: Plan, *, command: str, commit: str) -> Iterator[BenchRow]:
         measure = _MODES[mode]
         for name in plan.checkpoints:
             checkpoint = open_policy_checkpoint(name, environment=plan.environment)
-            for choice in plan.backends:
-                for measurement in measure(plan, name, checkpoint, choice):
+            for choice, pruning in itertools.product(plan.backends, plan.prunings):
+                for measurement in measure(plan, name, checkpoint, choice, pruning):
                     yield _row(plan, measurement, command, commit)
                 gc.collect()
 
 
 def _engine(
-    plan: Plan, name: str, checkpoint: PolicyCheckpoint, choice: BackendChoice
+    plan: Plan,
+    name: str,
+    checkpoint: PolicyCheckpoint,
+    choice: BackendChoice,
+    pruning: TokenPruning | None,
 ) -> Iterator[Measurement]:
     model = checkpoint.contract.model
     if plan.chunk is not None:
@@ -77,6 +84,7 @@ def _engine(
         camera_counts=(plan.shape.cameras,),
         batch_sizes=plan.batches,
         calibration=[model_inputs(model, plan.shape, seed) for seed in range(4)],
+        pruning=pruning,
     )
     backend = create_backend(choice.name, model, open_weights(checkpoint, plan.device), options)
     try:
@@ -96,14 +104,18 @@ def _engine(
             )
             memory = memory_in_use_gib(plan.device)
             yield Measurement(
-                "engine", choice, _short(name), model, plan.shape, batch, samples, memory, start_s
+                "engine", choice, _short(name), model, plan.shape, batch, pruning, samples, memory, start_s
             )
     finally:
         backend.close()
 
 
 def _policy(
-    plan: Plan, name: str, checkpoint: PolicyCheckpoint, choice: BackendChoice
+    plan: Plan,
+    name: str,
+    checkpoint: PolicyCheckpoint,
+    choice: BackendChoice,
+    pruning: TokenPruning | None,
 ) -> Iterator[Measurement]:
     observation, shape = _observation(plan, checkpoint)
     started = time.perf_counter()
@@ -114,6 +126,7 @@ def _policy(
         env=plan.environment,
         precision=choice.precision,
         device=plan.device,
+        token_pruning=None if pruning is None else pruning.to_json(),
     )
     try:
         policy.warm_up()
@@ -126,13 +139,17 @@ def _policy(
         samples = repeat(run, requests_per_run=1, warm_up=plan.warm_up, repetitions=plan.repetitions)
         memory = memory_in_use_gib(plan.device)
         model = checkpoint.contract.model
-        yield Measurement("policy", choice, _short(name), model, shape, 1, samples, memory, start_s)
+        yield Measurement("policy", choice, _short(name), model, shape, 1, pruning, samples, memory, start_s)
     finally:
         policy.close()
 
 
 def _loopback(
-    plan: Plan, name: str, checkpoint: PolicyCheckpoint, choice: BackendChoice
+    plan: Plan,
+    name: str,
+    checkpoint: PolicyCheckpoint,
+    choice: BackendChoice,
+    pruning: TokenPruning | None,
 ) -> Iterator[Measurement]:
     observation, shape = _observation(plan, checkpoint)
     options = {
@@ -143,13 +160,17 @@ def _loopback(
         "--device": plan.device,
         "--num-steps": str(plan.steps),
     }
+    if pruning is not None:
+        options["--keep-tokens"] = str(pruning.keep_tokens)
+        options["--pruning-mode"] = pruning.mode
+        options["--pruning-positions"] = pruning.positions
     with running_daemon([part for option in options.items() for part in option]) as (connection, start_s):
         samples = measure_loopback(
             connection, observation, warm_up=plan.warm_up, repetitions=plan.repetitions
         )
         memory = memory_in_use_by_all_gib(plan.device)
     model = checkpoint.contract.model
-    yield Measurement("loopback", choice, _short(name), model, shape, 1, samples, memory, start_s)
+    yield Measurement("loopback", choice, _short(name), model, shape, 1, pruning, samples, memory, start_s)
 
 
 _MODES: Mapping[Mode, Measure] = {"engine": _engine, "policy": _policy, "loopback": _loopback}
@@ -173,6 +194,7 @@ def _row(plan: Plan, measurement: Measurement, command: str, commit: str) -> Ben
             batch=measurement.batch,
             precision=choice.precision,
             peaks=peaks,
+            pruning=measurement.pruning,
         ).to_ms()
     return BenchRow(
         gpu=gpu,
@@ -191,6 +213,7 @@ def _row(plan: Plan, measurement: Measurement, command: str, commit: str) -> Ben
         commit=commit,
         command=command,
         floor_ms=least,
+        pruning=None if measurement.pruning is None else measurement.pruning.to_json(),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vlad_configs.errors import ConfigError
+from vlad_configs.pruning import Positions, PruningMode, pruning_of_options
 from vlad_engines.backends.tensorrt.arithmetic import parse_arithmetic
 from vlad_engines.command import run_command, say_progress
 from vlad_engines.export.bundle import Bundle
@@ -40,6 +41,14 @@ class Args:
     """Recording (mcap) or npz file that tells fp8 the size of activations; drawn ones where not given."""
     denoise: Literal["step", "unrolled"] = "step"
     """One denoising step per run of the graph, or all of them."""
+    keep_tokens: int | None = None
+    """Token pruning: how many image tokens the prefix keeps; all where not given."""
+    keep_ratio: float | None = None
+    """The same as a share of the image tokens, above 0 and at most 1."""
+    pruning_mode: PruningMode = "fixed"
+    """fixed fills every slot; union keeps only tokens with a vote and masks the other slots."""
+    pruning_positions: Positions = "original"
+    """Whether kept tokens stay where they were (original) or move together (compact)."""
     reference: bool = True
     """Also write what float32 computes for the observations of the fidelity check. build_engines holds the
     engines against it, and a computer without torch serves no others. Needs the float32 network in memory."""
@@ -62,6 +71,7 @@ def run(args: Args) -> Bundle:
     is_fp8 = arithmetic.prefix == "fp8"
     if args.calibration is not None and not is_fp8:
         raise ConfigError("--calibration is for --precision fp8")
+    pruning = pruning_of_options(args.keep_tokens, args.keep_ratio, args.pruning_mode, args.pruning_positions)
     try:
         from vlad_engines.export.exporter import export_bundle
         from vlad_engines.export.float8_graph import check_float8_export
@@ -74,7 +84,7 @@ def run(args: Args) -> Bundle:
         check_float8_export()
     contract, weights = open_network(args.checkpoint, args.env, args.config, args.device)
     steps = contract.num_denoising_steps if args.num_steps is None else args.num_steps
-    form = arithmetic.form(steps, args.denoise)
+    form = arithmetic.form(steps, args.denoise, pruning)
     calibration = _calibrate(args) if is_fp8 else None
     bundle = export_bundle(contract.model, weights, form, args.output, say_progress, calibration)
     if args.reference:
@@ -122,7 +132,8 @@ def _write_reference(args: Args, bundle: Bundle) -> None:
     cases = make_cases(make_processor(checkpoint), contract.model, observations)
     weights = open_weights(checkpoint, args.device)
     say_progress("computing the float32 reference", 0.0)
-    reference = compute_reference(contract.model, weights, cases, bundle.form.num_steps, args.device)
+    form = bundle.form
+    reference = compute_reference(contract.model, weights, cases, form.num_steps, args.device, form.pruning)
     try:
         write_reference(bundle.reference_path, reference)
     except OSError as error:

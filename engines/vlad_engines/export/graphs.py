@@ -30,6 +30,7 @@ from vlad_engines.model.gemma import GemmaLayer
 from vlad_engines.model.pi0 import Pi0
 from vlad_engines.model.rope import rope_tables
 from vlad_engines.model.siglip import SiglipLayer
+from vlad_engines.model.token_pruner import fill_slots, importance_scores, lay_out
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -44,7 +45,7 @@ def make_graph(component: Component, model: Pi0, form: GraphForm, conditioning: 
     if component == "vision":
         return VisionGraph(model, form)
     if component == "prefix":
-        return PrefixGraph(model, form)
+        return PrefixGraph(model, form) if form.pruning is None else PrunedPrefixGraph(model, form)
     return DenoiseGraph(model, form, conditioning)
 
 
@@ -85,14 +86,22 @@ class PrefixGraph(nn.Module):
 
     def forward(self, image_tokens: Tensor, prompt_tokens: Tensor, prefix_lengths: Tensor) -> list[Tensor]:
         """`[B, C*T, W]`, `[B, n]` int32 and `[B]` int32 to keys and values of each layer in turn."""
-        prompt = self.token_embedding(prompt_tokens) * self._scale
-        x = torch.cat((image_tokens, prompt), dim=1)
+        x = self.unpruned(image_tokens, prompt_tokens)
         length = x.shape[1]
         placement = Placement(
             self.rope_cos[:length][None, None],
             self.rope_sin[:length][None, None],
             _padding_bias(self.indices[:length], prefix_lengths)[:, None],
         )
+        return self.key_values(x, placement)
+
+    def unpruned(self, image_tokens: Tensor, prompt_tokens: Tensor) -> Tensor:
+        """`[B, C*T, W]` and `[B, n]` to `[B, C*T + n, W]`."""
+        prompt = self.token_embedding(prompt_tokens) * self._scale
+        return torch.cat((image_tokens, prompt), dim=1)
+
+    def key_values(self, x: Tensor, placement: Placement) -> list[Tensor]:
+        """`[B, P, W]` to keys and values of each layer in turn."""
         *layers, last = cast("list[GemmaLayer]", list(self.vlm.layers))
         cache: list[Tensor] = []
         for layer in layers:
@@ -100,6 +109,42 @@ class PrefixGraph(nn.Module):
             cache.extend(own)
         cache.extend(key_value(last.self_attn, rms_norm(last.input_layernorm, x)[0], placement))
         return [part.to(self._output) for part in cache]
+
+
+class PrunedPrefixGraph(PrefixGraph):
+    """The same over the image tokens that are kept."""
+
+    def __init__(self, model: Pi0, form: GraphForm) -> None:
+        super().__init__(model, form)
+        assert form.pruning is not None
+        self._pruning = form.pruning
+
+    def forward(  # type: ignore[override]  # a graph of its own, called by nobody who has the other
+        self, image_tokens: Tensor, prompt_tokens: Tensor, prefix_lengths: Tensor, slots: Tensor
+    ) -> list[Tensor]:
+        """`[B, C*T, W]`, `[B, n]`, `[B]` and `[K]` int32 to the outputs of `spec`."""
+        unpruned = self.unpruned(image_tokens, prompt_tokens)
+        pool, room = image_tokens.shape[1], prompt_tokens.shape[1]
+        words = prefix_lengths - pool
+        real = self.indices[:room] < words[:, None]
+        scores = importance_scores(image_tokens, unpruned[:, pool:], real)
+        selection = fill_slots(scores, self.indices[:pool], slots, self._pruning.mode)
+        places = self.indices[: slots.shape[0] + room]
+        source = lay_out(selection, slots, words, pool, places)
+        # One table of the rows of all samples.
+        first = self.indices[: unpruned.shape[0], None] * unpruned.shape[1]
+        x = nn.functional.embedding(source + first, unpruned.flatten(0, 1))
+        seen = selection.kept + words
+        if self._pruning.positions == "original":
+            cos, sin = (
+                nn.functional.embedding(source, table)[:, None] for table in (self.rope_cos, self.rope_sin)
+            )
+        else:
+            length = x.shape[1]
+            cos, sin = (table[:length][None, None] for table in (self.rope_cos, self.rope_sin))
+        placement = Placement(cos, sin, _padding_bias(places, seen)[:, None])
+        selected = torch.stack((selection.kept, selection.union), dim=1)
+        return [*self.key_values(x, placement), seen, selected]
 
 
 class DenoiseGraph(nn.Module):
@@ -137,7 +182,10 @@ class DenoiseGraph(nn.Module):
         inputs = dict(zip(self._names, tensors, strict=True))
         depth = self._config.vlm.depth
         cache = [(inputs[f"keys_{layer}"], inputs[f"values_{layer}"]) for layer in range(depth)]
-        placement = self._place(inputs["prefix_lengths"], prefix=cache[0][0].shape[2])
+        # Pruned prefixes may have gaps: how many tokens are seen does not tell where the suffix stands.
+        seen = inputs["prefix_lengths" if self._form.pruning is None else "visible_lengths"]
+        start = inputs.get("prefix_lengths", seen)
+        placement = self._place(seen, start, prefix=cache[0][0].shape[2])
         x, state = inputs["x_t"], inputs.get("state")
         if self._form.denoise_form == "step":
             conditioning = self.conditioning.index_select(0, inputs["step"]).squeeze(0)
@@ -169,14 +217,14 @@ class DenoiseGraph(nn.Module):
         velocity: Tensor = self.action_out_proj(actions)
         return velocity
 
-    def _place(self, lengths: Tensor, prefix: int) -> Placement:
-        positions = lengths[:, None] + self.indices[: self._suffix]
-        padding = _padding_bias(self.indices[:prefix], lengths)
+    def _place(self, seen: Tensor, start: Tensor, prefix: int) -> Placement:
+        positions = start[:, None] + self.indices[: self._suffix]
+        padding = _padding_bias(self.indices[:prefix], seen)
         rows = self.suffix_bias.shape[0]
         bias = torch.cat(
             (
                 padding.expand(-1, rows, -1),
-                self.suffix_bias.expand(lengths.shape[0], -1, -1),
+                self.suffix_bias.expand(seen.shape[0], -1, -1),
             ),
             dim=-1,
         )

@@ -26,7 +26,7 @@ OPSET = 17
 """The newest that TensorRT 8.6 reads completely."""
 
 _ALIGNMENT = 4096
-_TRACE_SIZES = {"batch": 2, "images": 4, "image_tokens": 6, "prompt": 5, "prefix": 11}
+_TRACE_SIZES = {"batch": 2, "images": 4, "image_tokens": 6, "prompt": 5, "slots": 3, "prefix": 11}
 """Any sizes do as long as none is 1, which would broadcast."""
 
 _TORCH = {

@@ -8,6 +8,8 @@ One graph per component, and the same tensors that `vlad_engines.components` nam
 | prefix  | `image_tokens`, `prompt_tokens`, `prefix_lengths` | `keys_0`, `values_0`, ... of each layer |
 | denoise | `x_t`, `state` (pi0), `prefix_lengths`, `step`, `keys_0`, `values_0`, ... | `x_next` |
 | denoise, unrolled | the same without `step` | `x_path` |
+| prefix with pruning | also `slots` | also `visible_lengths`, `selected` |
+| denoise with pruning | also `visible_lengths`; `prefix_lengths` only with original positions | |
 
 | tensor | shape | |
 |---|---|---|
@@ -16,11 +18,14 @@ One graph per component, and the same tensors that `vlad_engines.components` nam
 | `prompt_tokens`, `prefix_lengths`, `step` | (B, n), (B), (1) | int32 |
 | `state`, `x_t`, `x_next`, `x_path` | (B, A), (B, H, A), (B, H, A), (N, B, H, A) | float32 |
 | `keys_i`, `values_i` | (B, kv_heads, P, head_dim) | dtype of denoise |
+| `slots` | (K) | int32: the numbers 0 to K - 1 |
+| `visible_lengths`, `selected` | (B), (B, 2) | int32 |
 
 B batch, C real cameras of every sample, T tokens per camera, n prompt bucket, P = C*T + n, W width of the
 VLM, H horizon, A action width, N Euler steps.
 `prefix_lengths` counts the real tokens of each sample: those between it and P are padding, are masked, and
-change nothing.
+change nothing. With pruning P = K + n, `prefix_lengths` still counts those of C*T + n, `visible_lengths`
+those of the prefix that are not masked, and `selected` the image tokens kept and voted for.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from typing import Any, Literal, get_args
 
 from vlad_configs.errors import ConfigError
 from vlad_configs.models import CAMERA_SLOTS, ModelConfig
+from vlad_configs.pruning import TokenPruning
 
 Component = Literal["vision", "prefix", "denoise"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
@@ -55,6 +61,7 @@ class GraphForm:
         denoise_form: `step` for one Euler step, run N times, or `unrolled` for all N in one graph.
         prefix_float8: the large products of the prefix multiply float8 (see `vlad_engines.float8`); what
             goes into and comes out of them, and everything else, is as `prefix` says.
+        pruning: which image tokens the prefix keeps; None for all.
     """
 
     num_steps: int
@@ -63,6 +70,7 @@ class GraphForm:
     denoise: GraphDtype = "float32"
     denoise_form: DenoiseForm = "step"
     prefix_float8: bool = False
+    pruning: TokenPruning | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -91,7 +99,10 @@ class GraphForm:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; `from_json` reads them back."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.pruning is None:
+            del values["pruning"]  # so that what was exported and built without keeps its digest
+        return values
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GraphForm:
@@ -101,7 +112,8 @@ class GraphForm:
             ConfigError: for unknown, missing or contradictory values.
         """
         try:
-            return cls(**data)
+            pruning = data.get("pruning")
+            return cls(**{**data, "pruning": None if pruning is None else TokenPruning.from_json(pruning)})
         except TypeError as error:
             raise ConfigError(f"unreadable graph form: {error}") from error
 
@@ -130,15 +142,17 @@ class ShapeKey:
     def __str__(self) -> str:
         return f"batch {self.batch}, {self.cameras} cameras, prompts of at most {self.prompt} tokens"
 
-    def axes(self, config: ModelConfig) -> dict[str, int]:
+    def axes(self, config: ModelConfig, pruning: TokenPruning | None = None) -> dict[str, int]:
         """Size of every axis that differs between keys, by the names that `TensorSpec.shape` uses."""
         image_tokens = self.cameras * config.siglip.num_tokens
+        slots = image_tokens if pruning is None else pruning.slots(image_tokens)
         return {
             "batch": self.batch,
             "images": self.batch * self.cameras,
             "image_tokens": image_tokens,
             "prompt": self.prompt,
-            "prefix": image_tokens + self.prompt,
+            "slots": slots,
+            "prefix": slots + self.prompt,
         }
 
 
@@ -163,6 +177,9 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
 
 
+_VISIBLE_LENGTHS = TensorSpec("visible_lengths", "int32", ("batch",))
+
+
 def graph_spec(component: Component, config: ModelConfig, form: GraphForm) -> GraphSpec:
     """What goes into and comes out of a component's graph; see the head of this module."""
     siglip, vlm = config.siglip, config.vlm
@@ -174,12 +191,23 @@ def graph_spec(component: Component, config: ModelConfig, form: GraphForm) -> Gr
     if component == "prefix":
         tokens = TensorSpec("image_tokens", form.prefix, ("batch", "image_tokens", vlm.width))
         prompt = TensorSpec("prompt_tokens", "int32", ("batch", "prompt"))
-        return GraphSpec((tokens, prompt, lengths), cache_specs(config, form))
+        if form.pruning is None:
+            return GraphSpec((tokens, prompt, lengths), cache_specs(config, form))
+        slots, selected = (
+            TensorSpec("slots", "int32", ("slots",)),
+            TensorSpec("selected", "int32", ("batch", 2)),
+        )
+        return GraphSpec(
+            (tokens, prompt, lengths, slots), (*cache_specs(config, form), _VISIBLE_LENGTHS, selected)
+        )
     actions: tuple[int | str, ...] = ("batch", config.action_horizon, config.action_dim)
     inputs = [TensorSpec("x_t", "float32", actions)]
     if config.family == "pi0":
         inputs.append(TensorSpec("state", "float32", ("batch", config.action_dim)))
-    inputs.append(lengths)
+    if form.pruning is None or form.pruning.positions == "original":
+        inputs.append(lengths)
+    if form.pruning is not None:
+        inputs.append(_VISIBLE_LENGTHS)
     if form.denoise_form == "step":
         inputs.append(TensorSpec("step", "int32", (1,)))
         output = TensorSpec("x_next", "float32", actions)
@@ -228,5 +256,5 @@ def input_shapes(
     component: Component, config: ModelConfig, form: GraphForm, key: ShapeKey
 ) -> dict[str, tuple[int, ...]]:
     """Name -> shape of a graph's inputs for one key."""
-    axes = key.axes(config)
+    axes = key.axes(config, form.pruning)
     return {tensor.name: tensor.sizes(axes) for tensor in graph_spec(component, config, form).inputs}

@@ -168,6 +168,7 @@ def _compare(
         name=policy.backend_name,
         precision=options.precision,
         batch_sizes=options.batch_sizes,
+        pruned=options.pruning is not None,
     )
     logger.info("%s", report.table())
     return report

@@ -84,10 +84,22 @@ def trace_model(
     path = euler_path(velocity, torch.from_numpy(noise)[None].to(device), euler_schedule(num_steps))
     return Trace(
         vision_tokens=_host(vision_tokens[0]),
-        prefix_keys=_host(cache.keys[:, 0]),
-        prefix_values=_host(cache.values[:, 0]),
+        prefix_keys=_host(seen(cache.keys[:, 0], prefix.lengths)),
+        prefix_values=_host(seen(cache.values[:, 0], prefix.lengths)),
         x_t=np.concatenate([_host(x_t) for x_t in path]),
     )
+
+
+def seen(cache: Tensor, lengths: Tensor | None) -> Tensor:
+    """Keys or values `[L, kv_heads, P, head_dim]` of one sample, with zeros for those that nobody sees.
+
+    Args:
+        lengths: see `Prefix`.
+    """
+    if lengths is None:
+        return cache
+    real = torch.arange(cache.shape[2], device=cache.device) < lengths
+    return torch.where(real[:, None], cache, torch.zeros_like(cache))
 
 
 @contextlib.contextmanager

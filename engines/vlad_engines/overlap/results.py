@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from vlad_engines.backends.base import InferenceResult
+from vlad_engines.backends.chunks import Chunks
 from vlad_engines.overlap.pipeline import Finished
 
-Actions = npt.NDArray[np.float32]
+
+def batch_results(finished: Finished[Chunks]) -> list[InferenceResult]:
+    """One result per request of a batch; its times are those of the whole batch."""
+    return finished.chunk.results(finished.times.stage_seconds, finished.overlapped_seconds)
 
 
-def batch_results(finished: Finished[Actions]) -> list[InferenceResult]:
-    """One result per request of a batch `[B, H, A]`; its times are those of the whole batch."""
-    stage_seconds = finished.times.stage_seconds
-    return [
-        InferenceResult(actions, stage_seconds, finished.overlapped_seconds) for actions in finished.chunk
-    ]
-
-
-def only_result(finished: Finished[Actions]) -> InferenceResult:
+def only_result(finished: Finished[Chunks]) -> InferenceResult:
     """The result of a batch of one."""
     (result,) = batch_results(finished)
     return result

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlad_configs.errors import EngineError
 from vlad_configs.models import ModelConfig
+from vlad_configs.pruning import TokenPruning
 from vlad_engines.backends.triton.cuda.packing import BLOCKS, UNIT, pack_layer
 
 on_hopper = pytest.mark.skipif(
@@ -72,12 +73,23 @@ def test_a_source_that_does_not_compile_says_why(tmp_path: pathlib.Path) -> None
 
 @pytest.mark.gpu
 @on_hopper
-@pytest.mark.parametrize(("horizon", "prompt"), [(10, 20), (16, 200), (7, 3)])
-def test_one_launch_computes_what_the_chain_computes(horizon: int, prompt: int) -> None:
+@pytest.mark.parametrize(
+    ("horizon", "prompt", "pruning"),
+    [
+        (10, 20, None),
+        (16, 200, None),
+        (7, 3, None),
+        (10, 20, TokenPruning(64, mode="union")),
+        (10, 20, TokenPruning(24, mode="union", positions="compact")),
+    ],
+)
+def test_one_launch_computes_what_the_chain_computes(
+    horizon: int, prompt: int, pruning: TokenPruning | None
+) -> None:
     from tests.support.denoise_comparison import compare_denoising
 
     config = ModelConfig("pi05", action_horizon=horizon)
-    difference = compare_denoising(config, prompt=prompt)
+    difference = compare_denoising(config, prompt=prompt, pruning=pruning)
     assert difference.chain_to_loop_mean < 0.008
     assert difference.chain_to_loop_max < 0.05
     assert difference.guided_to_loop_max < 0.05

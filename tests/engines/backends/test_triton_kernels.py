@@ -20,17 +20,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def compare(*arguments: str) -> dict[str, Any]:
-    """Largest absolute differences to the reference; see `triton_comparison`."""
+def interpret(module: str, *arguments: str) -> list[dict[str, Any]]:
+    """Every line that a module of `tests.support` prints in the interpreter."""
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.support.triton_comparison", *arguments],
+        [sys.executable, "-W", "ignore", "-m", f"tests.support.{module}", *arguments],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    differences: dict[str, Any] = json.loads(result.stdout)
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def compare(*arguments: str) -> dict[str, Any]:
+    """Largest absolute differences to the reference; see `triton_comparison`."""
+    (differences,) = interpret("triton_comparison", *arguments)
     return differences
 
 
@@ -48,3 +53,13 @@ def test_stages_compute_what_the_reference_computes(family: str) -> None:
 @pytest.mark.parametrize("mistake", ["gate", "position"])
 def test_the_comparison_notices_a_mistake(mistake: str) -> None:
     assert compare("pi05", mistake)["actions"] > 1e-3
+
+
+@pytest.mark.parametrize("family", ["pi05", "pi0"])
+def test_pruned_stages_compute_what_the_pytorch_backend_computes(family: str) -> None:
+    results = interpret("triton_pruning", family)
+    assert len(results) == {"pi05": 3, "pi0": 1}[family]
+    assert all(result["difference"] < 2e-5 for result in results), results
+    assert all(result["tokens_agree"] for result in results), results
+    keeping_all = [result["by_pruning"] for result in results if result["by_pruning"] is not None]
+    assert keeping_all == ([0.0] if family == "pi05" else [])

@@ -15,8 +15,11 @@ import pytest
 
 from tests.support.fidelity import WithoutTrace, backend, network, tiny_model
 from vlad_configs.errors import ConfigError
-from vlad_engines.backends.base import InferenceResult
-from vlad_engines.bench import cli
+from vlad_configs.models import ModelConfig
+from vlad_configs.pruning import TokenPruning
+from vlad_engines.backends.base import Backend, BackendOptions, InferenceResult
+from vlad_engines.backends.registry import create_backend
+from vlad_engines.bench import cli, runner
 from vlad_engines.bench.case import RequestShape, model_inputs
 from vlad_engines.bench.device import file_slug
 from vlad_engines.bench.engine_mode import measure_engine, repeat
@@ -69,6 +72,52 @@ def test_figures_are_printed_written_and_drawn(
     assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
     assert str(path.relative_to(tmp_path)) in capsys.readouterr().out
     assert read_results(path).to_json() == content
+
+
+def test_pruned_rows_are_held_against_the_unpruned_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    line = (
+        "--random-weights pi05_dummy --device cpu --keep-tokens all,64,24 --pruning-mode union --cameras 1 "
+        f"--num-steps 1 --warm-up 0 --repetitions 1 --json {tmp_path}/pruned.json"
+    )
+    monkeypatch.setattr(sys, "argv", ["bench_policy", *line.split()])
+    asked: list[TokenPruning | None] = []
+
+    def create(name: str, model: ModelConfig, weights: Any, options: BackendOptions) -> Backend:
+        asked.append(options.pruning)
+        return create_backend(name, model, weights, options)
+
+    monkeypatch.setattr(runner, "create_backend", create)
+    cli.main()
+    assert asked == [None, TokenPruning(64, mode="union"), TokenPruning(24, mode="union")]
+    rows = read_results(tmp_path / "pruned.json").rows
+    kept = [None if row.pruning is None else row.pruning["keep_tokens"] for row in rows]
+    assert kept == [None, 64, 24]
+    assert {row.pruning["mode"] for row in rows if row.pruning is not None} == {"union"}
+    assert len({row.case for row in rows}) == 1
+    assert rows[0].speedup == 1.0
+    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()[1:4]] == ["all", "64", "24"]
+
+
+def test_policy_mode_prunes_too() -> None:
+    options = {"mode": ("policy",), "keep_tokens": "24", "num_steps": 1, "warm_up": 0, "repetitions": 1}
+    (row,) = cli.run(args(**options), "bench_policy").rows
+    assert row.pruning == TokenPruning(24).to_json()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep_tokens": "all,0"}, "takes 'all' and numbers of 1 and more"),
+        ({"keep_tokens": "half"}, "takes 'all' and numbers of 1 and more"),
+        ({"pruning_mode": "union"}, "need a number in --keep-tokens"),
+        ({"pruning_positions": "compact"}, "need a number in --keep-tokens"),
+    ],
+)
+def test_prunings_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cli.make_plan(args(**options))
 
 
 def test_policy_mode_includes_the_processing(tmp_path: pathlib.Path) -> None:

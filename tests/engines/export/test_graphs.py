@@ -278,7 +278,7 @@ def test_graphs_hold_no_values_and_do_not_depend_on_them() -> None:
 
 def test_shapes_of_a_key() -> None:
     axes = ShapeKey(2, 3, 8).axes(tiny_config("pi05"))
-    assert axes == {"batch": 2, "images": 6, "image_tokens": 12, "prompt": 8, "prefix": 20}
+    assert axes == {"batch": 2, "images": 6, "image_tokens": 12, "prompt": 8, "slots": 12, "prefix": 20}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,11 +11,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.fidelity import WithoutTrace, backend, network, reference
+from tests.support.fidelity import (
+    STEPS,
+    WithoutTrace,
+    backend,
+    checkpoint,
+    network,
+    reference,
+    tiny_model,
+)
 from vlad_configs.errors import ConfigError, EngineError
-from vlad_engines.backends.base import Backend, InferenceResult
+from vlad_configs.pruning import TokenPruning
+from vlad_engines.backends.base import Backend, BackendOptions, InferenceResult
 from vlad_engines.backends.capabilities import Traceable
+from vlad_engines.backends.pytorch.backend import PytorchBackend
+from vlad_engines.checkpoint.open_weights import open_weights
 from vlad_engines.fidelity.check import check_backend
+from vlad_engines.fidelity.reference import compute_reference
 from vlad_engines.fidelity.report import FidelityReport
 from vlad_engines.model.gemma import TokenPlacement
 from vlad_engines.model.pi0 import Pi0
@@ -50,6 +62,20 @@ def test_bf16_does_not_pass_for_fp32(family: str) -> None:
     report = check(backend(network(family, "bf16"), "bf16"), family, "fp32")
     assert not report.passed
     assert any(line.startswith("vision_tokens") for line in report.failures)
+
+
+def test_prefixes_whose_rows_may_be_other_tokens_are_not_compared() -> None:
+    pruning = TokenPruning(24)
+    whole = reference("pi05")
+    exact = compute_reference(
+        tiny_model("pi05"), open_weights(checkpoint("pi05"), "cpu"), whole.cases, STEPS, "cpu", pruning
+    )
+    options = BackendOptions(STEPS, "fp32", "cpu", pruning=pruning)
+    pruned = PytorchBackend(network("pi05", "fp32"), options, torch.device("cpu"))
+    report = check_backend(pruned, exact, name="pruned", precision="fp32", pruned=True)
+    assert report.passed, report.table()
+    assert set(report.components) == {"vision_tokens", "velocity", "displacement"}
+    assert not check_backend(pruned, whole, name="pruned", precision="fp32", pruned=True).passed
 
 
 def test_without_trace_only_what_is_returned_is_compared() -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vlad_engines.backends.capabilities import Trace
-from vlad_engines.backends.pytorch.components import TorchDenoise
+from vlad_engines.backends.pytorch.components import TorchDenoise, slot_prefix
 from vlad_engines.components import Components, Slot
+from vlad_engines.fidelity.reference import seen
 from vlad_engines.processing.model_inputs import ModelInputs
 
 _REQUEST_ID = -1
@@ -33,10 +34,11 @@ class Tracer:
         self._components.vision(slot, _REQUEST_ID)
         vision_tokens = _host(slot.image_tokens)
         self._components.prefix(slot, _REQUEST_ID)
+        lengths = slot_prefix(slot).lengths
         return Trace(
             vision_tokens=vision_tokens,
-            prefix_keys=_host(slot.cache.keys[:, 0]),
-            prefix_values=_host(slot.cache.values[:, 0]),
+            prefix_keys=_host(seen(slot.cache.keys[:, 0], lengths)),
+            prefix_values=_host(seen(slot.cache.values[:, 0], lengths)),
             x_t=np.concatenate([_host(x_t) for x_t in self._denoise.path(slot)]),
         )
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from vlad_configs.errors import ConfigError
 from vlad_configs.precision import parse_precision
+from vlad_configs.pruning import TokenPruning
 from vlad_engines.export.spec import COMPONENTS, Component, DenoiseForm, GraphDtype, GraphForm
 
 Arithmetic = Literal["fp32", "tf32", "fp16", "bf16", "fp8"]
@@ -60,10 +61,18 @@ class ComponentArithmetic:
         arithmetic: Arithmetic = getattr(self, component)
         return arithmetic
 
-    def form(self, num_steps: int, denoise_form: DenoiseForm) -> GraphForm:
+    def form(
+        self, num_steps: int, denoise_form: DenoiseForm, pruning: TokenPruning | None = None
+    ) -> GraphForm:
         """The graphs that compute so."""
         dtypes = {component: _GRAPH_DTYPES[self.of(component)] for component in COMPONENTS}
-        return GraphForm(num_steps, **dtypes, denoise_form=denoise_form, prefix_float8=self.prefix == "fp8")
+        return GraphForm(
+            num_steps,
+            **dtypes,
+            denoise_form=denoise_form,
+            prefix_float8=self.prefix == "fp8",
+            pruning=pruning,
+        )
 
     def check_gpu(self, name: str, compute_capability: str) -> None:
         """Refuse a GPU that cannot compute so.

@@ -126,7 +126,7 @@ class TensorRtBackend:
         key = choose_key(self._config, self._keys, inputs, noise)
         with self._device.active():
             result = self._ready(say_nothing).schedule.run(key, inputs, noise)
-        return [InferenceResult(actions, result.stage_seconds) for actions in result.actions]
+        return result.chunks.results(result.stage_seconds)
 
     def trace(self, inputs: ModelInputs, noise: Array) -> Trace:
         """See `capabilities.Traceable`."""
@@ -187,7 +187,10 @@ class TensorRtBackend:
             raise EngineError("the backend is closed")
         if self._running is None:
             assert self._plans is not None
-            wanted = Engineering(self._config, self._options.num_steps, self._arithmetic, self._keys)
+            options = self._options
+            wanted = Engineering(
+                self._config, options.num_steps, self._arithmetic, self._keys, options.pruning
+            )
             plans = self._plans.provide(wanted, self._tensorrt, self._device, progress)
             self._plans = None  # the checkpoint's weights go with it
             self._calibration = plans["prefix"].manifest.identity.calibration
@@ -252,13 +255,18 @@ class Running:
     def look(self, key: ShapeKey, prompt_length: int) -> Trace:
         """What the components handed over in the last run, of one request."""
         config, form, vlm = self._config, self._form, self._config.vlm
-        axes = key.axes(config)
+        axes = key.axes(config, form.pruning)
         cache_shape = (vlm.num_kv_heads, axes["prefix"], vlm.head_dim)
-        real = axes["image_tokens"] + prompt_length
+        real = seen = axes["slots"] + prompt_length
+        if form.pruning is not None:
+            address = self._slot.address("visible_lengths")
+            seen = int(self._slot.read(address, (1,), "int32", self._stream).view(np.int32)[0])
 
         def layers(part: str) -> Array:
             addresses = [self._slot.address(f"{part}_{layer}") for layer in range(vlm.depth)]
-            return np.stack([self._read(address, cache_shape, form.denoise) for address in addresses])
+            cache = np.stack([self._read(address, cache_shape, form.denoise) for address in addresses])
+            cache[:, :, seen:] = 0.0
+            return cache
 
         tokens_shape = (axes["image_tokens"], vlm.width)
         path_shape = (form.num_steps, config.action_horizon, config.action_dim)
@@ -313,7 +321,7 @@ def choose_plans(
         if not cache.folder.is_dir():
             raise ConfigError(f"there are no engines in {cache.folder}{why}") from error
         return PrebuiltPlans(EngineFolder(cache.folder), _digest(weights), why)
-    form, calibrator = arithmetic.form(options.num_steps, "step"), None
+    form, calibrator = arithmetic.form(options.num_steps, "step", options.pruning), None
     if form.prefix_float8:
         calibrator = Calibrator(config, weights, options.calibration, calibration_device(options.device))
     graphs = CheckpointGraphs(config, weights, form, cache.folder, calibrator)

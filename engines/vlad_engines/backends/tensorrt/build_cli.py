@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from vlad_configs.errors import ConfigError
+from vlad_configs.pruning import Positions, PruningMode, TokenPruning, pruning_of_options
 from vlad_engines.backends.base import BackendOptions
 from vlad_engines.backends.choice import parse_batches
 from vlad_engines.backends.tensorrt.api import ReportProgress, TensorRt, load_tensorrt
@@ -72,6 +73,14 @@ class Args:
     """SentencePiece model, for fp8 of a checkpoint; looked for beside it where not given."""
     norm_stats: str | None = None
     """norm_stats.json, for fp8 of a checkpoint; looked for in it where not given."""
+    keep_tokens: int | None = None
+    """Token pruning, for a checkpoint: how many image tokens the prefix keeps; all where not given."""
+    keep_ratio: float | None = None
+    """The same as a share of the image tokens, above 0 and at most 1."""
+    pruning_mode: PruningMode = "fixed"
+    """fixed fills every slot; union keeps only tokens with a vote and masks the other slots."""
+    pruning_positions: Positions = "original"
+    """Whether kept tokens stay where they were (original) or move together (compact)."""
 
 
 def run(args: Args) -> FidelityReport | None:
@@ -83,7 +92,7 @@ def run(args: Args) -> FidelityReport | None:
     Raises:
         VladError: for what cannot work, and where TensorRT fails.
     """
-    arithmetic, settings = parse_arithmetic(args.precision), _settings(args)
+    arithmetic, settings, pruning = parse_arithmetic(args.precision), _settings(args), _pruning(args)
     is_exported = (pathlib.Path(args.source) / BUNDLE_FILE).is_file()
     if args.calibration is not None and (is_exported or arithmetic.prefix != "fp8"):
         raise ConfigError("--calibration is for --precision fp8 of a checkpoint; exported graphs have theirs")
@@ -97,6 +106,11 @@ def run(args: Args) -> FidelityReport | None:
             show(build_engines(source, args, arithmetic, settings, tensorrt, device, say_progress))
         return None
     bundle = read_bundle(pathlib.Path(args.source))
+    if pruning is not None and pruning != bundle.form.pruning:
+        raise ConfigError(
+            f"{args.source} was exported with token pruning {bundle.form.pruning}, not with {pruning}: "
+            "export it again"
+        )
     plans = build_engines(BundleGraphs(bundle), args, arithmetic, settings, tensorrt, device, say_progress)
     show(plans)
     # What no profile fits cannot be compared.
@@ -138,11 +152,22 @@ def compare(
     folder, model = plans["denoise"].folder, manifests["denoise"].identity.model
     cameras = tuple(sorted({len(case.inputs.cameras) for case in reference.cases}))
     options = BackendOptions(
-        reference.num_steps, args.precision, args.device, camera_counts=cameras, engine_dir=str(folder)
+        reference.num_steps,
+        args.precision,
+        args.device,
+        camera_counts=cameras,
+        engine_dir=str(folder),
+        pruning=manifests["denoise"].identity.form.pruning,
     )
     backend = TensorRtBackend(model, options, arithmetic, tensorrt, device, GivenPlans(plans))
     try:
-        report = check_backend(backend, reference, name="tensorrt", precision=args.precision)
+        report = check_backend(
+            backend,
+            reference,
+            name="tensorrt",
+            precision=args.precision,
+            pruned=options.pruning is not None,
+        )
         write_report(folder, manifests, report)
     except OSError as error:
         raise ConfigError(f"the fidelity report cannot be written to {folder}: {error}") from error
@@ -166,7 +191,7 @@ def build_engines(
         VladError: see `PlanProvider.provide`.
     """
     keys = shape_keys(source.model, parse_batches(args.cameras), parse_batches(args.batch))
-    wanted = Engineering(source.model, source.form.num_steps, arithmetic, keys)
+    wanted = Engineering(source.model, source.form.num_steps, arithmetic, keys, source.form.pruning)
     with device.active():
         plans = BuiltPlans(EngineCache(args.output), source, settings)
         return plans.provide(wanted, tensorrt, device, progress)
@@ -177,6 +202,10 @@ def _settings(args: Args) -> BuildSettings:
         return BuildSettings(args.optimization_level, int(args.workspace_gib * 2**30))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _pruning(args: Args) -> TokenPruning | None:
+    return pruning_of_options(args.keep_tokens, args.keep_ratio, args.pruning_mode, args.pruning_positions)
 
 
 def _checkpoint_graphs(args: Args, arithmetic: ComponentArithmetic, folder: pathlib.Path) -> GraphSource:
@@ -191,7 +220,8 @@ def _checkpoint_graphs(args: Args, arithmetic: ComponentArithmetic, folder: path
     contract, weights = open_network(args.source, args.env, args.config, args.device)
     steps = contract.num_denoising_steps if args.num_steps is None else args.num_steps
     calibrator = _calibrator(args, weights) if arithmetic.prefix == "fp8" else None
-    return CheckpointGraphs(contract.model, weights, arithmetic.form(steps, "step"), folder, calibrator)
+    form = arithmetic.form(steps, "step", _pruning(args))
+    return CheckpointGraphs(contract.model, weights, form, folder, calibrator)
 
 
 def _calibrator(args: Args, weights: Mapping[str, torch.Tensor]) -> Calibrator:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from vlad_configs.errors import ConfigError
 from vlad_configs.models import ModelConfig
+from vlad_configs.pruning import TokenPruning
 from vlad_engines.backends.tensorrt.api import ReportProgress, TensorRt
 from vlad_engines.backends.tensorrt.arithmetic import ComponentArithmetic
 from vlad_engines.backends.tensorrt.builder import PlanBuilder
@@ -17,7 +18,14 @@ from vlad_engines.backends.tensorrt.cache import EngineCache, EngineFolder, Plan
 from vlad_engines.backends.tensorrt.device import Device
 from vlad_engines.backends.tensorrt.graph_source import GraphSource
 from vlad_engines.backends.tensorrt.manifest import BuildSettings, EngineIdentity, Platform
-from vlad_engines.export.spec import COMPONENTS, Component, ShapeKey, shape_profiles
+from vlad_engines.export.spec import (
+    COMPONENTS,
+    Component,
+    DenoiseForm,
+    GraphForm,
+    ShapeKey,
+    shape_profiles,
+)
 
 Plans = dict[Component, Plan]
 
@@ -28,12 +36,18 @@ class Engineering:
 
     Attributes:
         keys: the shapes that they have to run.
+        pruning: which image tokens the prefix keeps; None for all.
     """
 
     model: ModelConfig
     num_steps: int
     arithmetic: ComponentArithmetic
     keys: tuple[ShapeKey, ...]
+    pruning: TokenPruning | None = None
+
+    def form(self, denoise_form: DenoiseForm) -> GraphForm:
+        """The graphs that do so, with denoising in this form."""
+        return self.arithmetic.form(self.num_steps, denoise_form, self.pruning)
 
 
 class PlanProvider(Protocol):
@@ -86,7 +100,7 @@ class BuiltPlans:
 
     def _check(self, wanted: Engineering) -> None:
         source = self._source
-        form = wanted.arithmetic.form(wanted.num_steps, source.form.denoise_form)
+        form = wanted.form(source.form.denoise_form)
         if source.model != wanted.model or source.form != form:
             raise ConfigError(
                 f"the graphs are of {source.model} in {source.form}; wanted is {wanted.model} in {form}: "
@@ -187,7 +201,7 @@ def misfits(
     fitting = dataclasses.replace(
         found,
         model=wanted.model,
-        form=wanted.arithmetic.form(wanted.num_steps, found.form.denoise_form),
+        form=wanted.form(found.form.denoise_form),
         arithmetic=wanted.arithmetic.of(found.component),
         weights_digest=found.weights_digest if weights_digest is None else weights_digest,
         platform=platform,

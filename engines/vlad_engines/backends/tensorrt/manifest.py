@@ -78,7 +78,9 @@ class EngineIdentity:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; `from_json` reads them back."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        plain: dict[str, Any] = json.loads(
+            json.dumps(dataclasses.asdict(self) | {"form": self.form.to_json()})
+        )
         return plain
 
     @classmethod

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
+from vlad_engines.backends.chunks import Chunks
 from vlad_engines.backends.tensorrt.components import EngineComponent
 from vlad_engines.backends.tensorrt.device import Device, Stream
 from vlad_engines.backends.tensorrt.slot import Array, Slot
@@ -15,9 +16,9 @@ from vlad_engines.processing.model_inputs import ModelInputs
 
 @dataclasses.dataclass(frozen=True)
 class BatchResult:
-    """`actions` `[B, H, A]`, an array of its own; seconds on the device per component."""
+    """Chunks, and seconds on the device per component."""
 
-    actions: Array
+    chunks: Chunks
     stage_seconds: Mapping[str, float]
 
 
@@ -64,4 +65,4 @@ class SequentialSchedule:
             component: end.seconds_since(begin)
             for component, (begin, end) in zip(COMPONENTS, itertools.pairwise(self._marks), strict=True)
         }
-        return BatchResult(slot.take_actions(), seconds)
+        return BatchResult(slot.take(), seconds)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from vlad_configs.errors import EngineError
 from vlad_configs.models import CAMERA_SLOTS, ModelConfig
+from vlad_engines.backends.chunks import Chunks, pruned_tokens
 from vlad_engines.backends.tensorrt.device import Device, HostArray, Memory, Stream
 from vlad_engines.export.spec import COMPONENTS, ITEM_BYTES, Dtype, GraphForm, ShapeKey, graph_spec
 from vlad_engines.processing.model_inputs import ModelInputs
@@ -59,11 +60,17 @@ class Slot:
         }
         actions = (max(key.batch for key in keys), config.action_horizon, config.action_dim)
         self._host_actions = device.host_array(actions, np.dtype(np.float32))
+        self._host_selected = device.host_array((actions[0], 2), np.dtype(np.int32))
         self._memory, self._addresses = self._allocate()
-        steps = device.host_array((form.num_steps,), np.dtype(np.int32))
-        steps[:] = np.arange(form.num_steps)
-        device.upload(self._addresses["step"], steps, stream)
-        self._host["step"] = steps  # alive until the copy is done
+        counted = {"step": form.num_steps}
+        if form.pruning is not None:
+            counted["slots"] = self._largest()["slots"][0]
+        self._numbers = {  # alive until the copies are done
+            name: device.host_array((count,), np.dtype(np.int32)) for name, count in counted.items()
+        }
+        for name, numbers in self._numbers.items():
+            numbers[:] = np.arange(len(numbers))
+            device.upload(self._addresses[name], numbers, stream)
 
     # ---- requests ----
 
@@ -82,7 +89,7 @@ class Slot:
             noise: `[H, A]` for each.
         """
         self._request_id, self._key = request_id, key
-        views = {name: self._view(name) for name in self._host if name != "step"}
+        views = {name: self._view(name) for name in self._host}
         for index, (sample, sample_noise) in enumerate(zip(inputs, noise, strict=True)):
             count = int(np.count_nonzero(sample.token_mask))
             first = index * key.cameras
@@ -107,16 +114,23 @@ class Slot:
         return self._key
 
     def enqueue_download(self, stream: Stream) -> None:
-        """Start copying the actions to the host."""
+        """Start copying the actions to the host, and what pruning selected."""
         key = self._require_key()
         self._device.download(
             self._host_actions[: key.batch], self.x_address(key, self._form.num_steps), stream
         )
+        if self._form.pruning is not None:
+            self._device.download(self._host_selected[: key.batch], self._addresses["selected"], stream)
 
-    def take_actions(self) -> Array:
-        """A copy `[B, H, A]` of the downloaded actions; the device must have finished by then."""
-        actions: Array = self._host_actions[: self._require_key().batch].copy()
-        return actions
+    def take(self) -> Chunks:
+        """A copy of what was downloaded; the device must have finished by then."""
+        key = self._require_key()
+        actions: Array = self._host_actions[: key.batch].copy()
+        if self._form.pruning is None:
+            return Chunks(actions)
+        return Chunks(
+            actions, pruned_tokens(key.cameras * self._image_tokens, self._host_selected[: key.batch])
+        )
 
     # ---- addresses ----
 
@@ -245,7 +259,7 @@ def _write_pixels(pixels: HostArray, images: npt.NDArray[Any]) -> None:
 
 def _shapes(config: ModelConfig, form: GraphForm, key: ShapeKey) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of every graph; `image_tokens` as the prefix sees it."""
-    axes = key.axes(config)
+    axes = key.axes(config, form.pruning)
     return {
         tensor.name: tensor.sizes(axes)
         for component in COMPONENTS

@@ -10,6 +10,7 @@ from vlad_configs.errors import EngineError
 from vlad_configs.models import ModelConfig
 from vlad_engines.backends.base import BackendOptions, InferenceResult
 from vlad_engines.backends.capabilities import Trace
+from vlad_engines.backends.chunks import Chunks
 from vlad_engines.backends.tensorrt.api import ReportProgress, TensorRt
 from vlad_engines.backends.tensorrt.arithmetic import ComponentArithmetic
 from vlad_engines.backends.tensorrt.backend import (
@@ -38,7 +39,7 @@ from vlad_engines.processing.model_inputs import ModelInputs
 if TYPE_CHECKING:
     import torch
 
-Pipeline = OverlappedPipeline[Stream, Event, Batch, Array]
+Pipeline = OverlappedPipeline[Stream, Event, Batch, Chunks]
 
 
 class PipelinedTensorRtBackend(TensorRtBackend):
@@ -114,7 +115,7 @@ class PipelinedTensorRtBackend(TensorRtBackend):
             self._engines.clear()
         super().close()
 
-    def _start(self, inputs: Sequence[ModelInputs], noise: Sequence[Array]) -> Future[Finished[Array]]:
+    def _start(self, inputs: Sequence[ModelInputs], noise: Sequence[Array]) -> Future[Finished[Chunks]]:
         key = choose_key(self._config, self._keys, inputs, noise)
         with self._device.active():
             self._ready(say_nothing)

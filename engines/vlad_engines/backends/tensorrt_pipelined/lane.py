@@ -8,6 +8,7 @@ from typing import cast
 
 from vlad_configs.errors import EngineError
 from vlad_configs.models import ModelConfig
+from vlad_engines.backends.chunks import Chunks
 from vlad_engines.backends.tensorrt.components import make_components
 from vlad_engines.backends.tensorrt.device import Device, Stream
 from vlad_engines.backends.tensorrt.loaded_engine import BoundContext, LoadedEngine
@@ -122,10 +123,10 @@ class TensorRtLane:
         self._components["denoise"](self._slot, request_id, stream)
         self._slot.enqueue_download(stream)
 
-    def take(self, request_id: int) -> Array:
-        """See `overlap.schedule.Lane.take`; `[B, H, A]` float32."""
+    def take(self, request_id: int) -> Chunks:
+        """See `overlap.schedule.Lane.take`."""
         self._slot.require(request_id)
-        return self._slot.take_actions()
+        return self._slot.take()
 
     def _finish(self, stream: Stream) -> None:
         done = self._order.event()

@@ -70,7 +70,9 @@ class TritonBackend:
                 with_loop=any(in_one_launch),
             )
             if options.precision == "fp8":
-                calibration = calibrate(config, self._weights, options.calibration, self._device)
+                calibration = calibrate(
+                    config, self._weights, options.calibration, self._device, options.pruning
+                )
                 self._prefix = quantise(self._weights.prefix, calibration)
                 self._weights = self._weights.without_prefix()
             # What was fused is garbage now, three gigabytes of it at full size.
@@ -109,7 +111,7 @@ class TritonBackend:
         engine = self._engine(self._key(inputs, noise))
         with torch.cuda.device(self._device):
             result = engine.run(inputs, noise)
-        return [InferenceResult(actions, result.stage_seconds) for actions in result.actions]
+        return result.chunks.results(result.stage_seconds)
 
     @torch.inference_mode()
     def trace(self, inputs: ModelInputs, noise: npt.NDArray[np.float32]) -> Trace:
@@ -141,7 +143,7 @@ class TritonBackend:
     def _keys(self) -> list[SlotKey]:
         """All keys, those that need most memory first; see `Workspace`."""
         return [
-            SlotKey(batch, cameras, bucket)
+            SlotKey(batch, cameras, bucket, self._options.pruning)
             for batch in sorted(self._options.batch_sizes, reverse=True)
             for cameras in sorted(self._options.camera_counts, reverse=True)
             for bucket in sorted(self._buckets, reverse=True)
@@ -181,7 +183,7 @@ class TritonBackend:
                 raise EngineError(f"noise must be [{config.action_horizon}, {config.action_dim}]")
         longest = max(int(sample.token_mask.sum()) for sample in inputs)
         bucket = self._buckets[bisect.bisect_left(self._buckets, longest)]
-        return SlotKey(len(inputs), cameras.pop(), bucket)
+        return SlotKey(len(inputs), cameras.pop(), bucket, options.pruning)
 
 
 def create(config: ModelConfig, weights: Mapping[str, Tensor], options: BackendOptions) -> TritonBackend:

@@ -28,14 +28,13 @@ _KEYS = 64  # of a block
 def supports(config: ModelConfig, key: SlotKey) -> bool:
     """True where the kernel is made for this model, this shape and the present device."""
     expert, rows = config.expert, key.batch * config.action_horizon
-    prefix = key.cameras * config.siglip.num_tokens + key.prompt_bucket
     return (
         config.family == "pi05"
         and (expert.width, expert.mlp_dim, expert.num_heads) == (BLOCKS * UNIT, 4096, 8)
         and (expert.head_dim, expert.num_kv_heads, config.action_dim % 8) == (256, 1, 0)
         and key.batch == 1
         and rows <= _MOST_ROWS
-        and _groups(rows, expert) * _splits(prefix, rows) <= BLOCKS
+        and _groups(rows, expert) * _splits(key.prefix(config), rows) <= BLOCKS
         and torch.cuda.get_device_capability() == (9, 0)
         and torch.cuda.get_device_properties().multi_processor_count >= BLOCKS
     )
@@ -45,7 +44,8 @@ class _Arguments(ctypes.Structure):
     """`struct Arguments` of the kernel."""
 
     POINTERS = (
-        *("weights", "scale", "shift", "gate", "rope_cos", "rope_sin", "length", "noise", "actions"),
+        *("weights", "scale", "shift", "gate", "rope_cos", "rope_sin"),
+        *("length", "start", "noise", "actions"),
         *("in_weight", "in_bias", "out_weight", "out_bias", "keys", "values"),
         *("times", "guide", "target", "gains", "exchange"),
     )
@@ -84,7 +84,8 @@ class DenoiseLoop:
             "gate": constants.gate,
             "rope_cos": weights.rope_cos,
             "rope_sin": weights.rope_sin,
-            "length": slot.lengths,
+            "length": slot.visible,
+            "start": slot.suffix_start,
             "noise": slot.noise,
             "actions": slot.actions,
             "in_weight": action_in.project,

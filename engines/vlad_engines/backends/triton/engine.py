@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlad_configs.models import ModelConfig
 from vlad_engines.backends.capabilities import Trace
+from vlad_engines.backends.chunks import Chunks, pruned_tokens
 from vlad_engines.backends.triton import denoise_loop
 from vlad_engines.backends.triton.denoise_loop import DenoiseLoop
 from vlad_engines.backends.triton.prefix_fp8 import Fp8Prefix, Fp8PrefixStage
@@ -29,9 +30,9 @@ _WARM_UP_RUNS = 2
 
 @dataclasses.dataclass(frozen=True)
 class BatchResult:
-    """`actions` `[B, H, A]` float32, an array of its own; seconds on the device per stage."""
+    """Chunks, and seconds on the device per stage."""
 
-    actions: npt.NDArray[np.float32]
+    chunks: Chunks
     stage_seconds: Mapping[str, float]
 
 
@@ -56,7 +57,6 @@ class CapturedEngine:
         alone: bool = True,
     ) -> None:
         self.key = key
-        self._image_tokens = key.cameras * config.siglip.num_tokens
         steps = len(weights.schedule.times)
         slot = Slot(config, key, weights.token_embedding.dtype, workspace, steps, image_dtype=image_dtype)
         self.slot = slot
@@ -65,8 +65,14 @@ class CapturedEngine:
             for buffer in (slot.images, slot.tokens, slot.lengths, slot.state, slot.noise)
         ]
         # Warm-up runs before the first request; a sample without any token would divide by zero.
-        self._host_inputs[2][0].fill_(slot.prefix)
-        self._host_actions = torch.zeros_like(slot.actions, device="cpu").pin_memory()
+        self._host_inputs[2][0].fill_(slot.image_rows + key.prompt_bucket)
+        self._outputs = [
+            (torch.zeros_like(buffer, device="cpu").pin_memory(), buffer)
+            for buffer in (slot.actions, slot.selected)
+            if buffer is not None
+        ]
+        # What the graphs of several shapes need for a moment, because one of them runs at a time.
+        self._prefix_pool = None if key.pruning is None else workspace.graph_pool
         self.vision = VisionStage(config, weights, slot, workspace)
         self.prefix: PrefixStage | Fp8PrefixStage
         if prefix is None:
@@ -101,7 +107,12 @@ class CapturedEngine:
             stage: 1e-3 * before.elapsed_time(after)
             for stage, (before, after) in zip(STAGES, itertools.pairwise(self._marks), strict=True)
         }
-        return BatchResult(self._host_actions.numpy().copy(), seconds)
+        return BatchResult(self.take(), seconds)
+
+    def take(self) -> Chunks:
+        """A copy of what was downloaded; the device must have finished by then."""
+        actions, *selected = (host.numpy().copy() for host, _ in self._outputs)
+        return Chunks(actions, pruned_tokens(self.slot.image_rows, selected[0]) if selected else ())
 
     def trace(self, inputs: ModelInputs, noise: npt.NDArray[np.float32]) -> Trace:
         """Run the stages of one request one by one and copy out what they hand over."""
@@ -110,8 +121,10 @@ class CapturedEngine:
         self.vision()
         vision_tokens = _host(self.slot.image_tokens[0])
         self.prefix()
-        real = int(self.slot.lengths[0])
-        keys, values = self.slot.keys[:, :1, :real], self.slot.values[:, :1, :real]
+        rows = self.slot.prefix - self.key.prompt_bucket + int(inputs.token_mask.sum())
+        keys, values = (
+            _seen(cache, rows, int(self.slot.visible[0])) for cache in (self.slot.keys, self.slot.values)
+        )
         return Trace(
             vision_tokens=vision_tokens,
             prefix_keys=_host(from_pair_order(keys)),
@@ -128,7 +141,7 @@ class CapturedEngine:
             images[index * cameras : (index + 1) * cameras] = sample.images
             tokens[index, :count] = sample.tokens[:count]
             tokens[index, count:] = 0
-            lengths[index] = self._image_tokens + count
+            lengths[index] = self.slot.image_rows + count
             state[index] = sample.state
             noise_buffer[index] = sample_noise
 
@@ -136,6 +149,10 @@ class CapturedEngine:
         for host, buffer in self._host_inputs:
             buffer.copy_(host, non_blocking=True)
         self.slot.guidance.upload()
+
+    def _download(self) -> None:
+        for host, buffer in self._outputs:
+            host.copy_(buffer, non_blocking=True)
 
     def _capture(self) -> list[torch.cuda.CUDAGraph]:
         """Run each stage on a side stream, so that kernels are compiled, then capture it."""
@@ -151,12 +168,19 @@ class CapturedEngine:
         with torch.cuda.graph(graphs[0], stream=stream):
             self._upload()
             self.vision()
-        with torch.cuda.graph(graphs[1], stream=stream):
+        with torch.cuda.graph(graphs[1], stream=stream, pool=self._prefix_pool):
             self.prefix()
         with torch.cuda.graph(graphs[2], stream=stream):
             self.denoise()
-            self._host_actions.copy_(self.slot.actions, non_blocking=True)
+            self._download()
         return graphs
+
+
+def _seen(cache: Tensor, rows: int, seen: int) -> Tensor:
+    """The first sample's rows of a cache, zeros for those that nobody sees."""
+    first = cache[:, :1, :rows].clone()
+    first[:, :, seen:] = 0.0
+    return first
 
 
 def _host(tensor: Tensor) -> npt.NDArray[np.float32]:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from vlad_configs.models import ModelConfig
+from vlad_configs.pruning import TokenPruning
 from vlad_engines.backends.triton.kernels import activations, norms, prefix_attention
 from vlad_engines.backends.triton.slot import Slot, SlotKey
-from vlad_engines.backends.triton.stages import PrefixStage, VisionStage, embed_prompt
+from vlad_engines.backends.triton.stages import PrefixStage, VisionStage, embed_prefix
 from vlad_engines.backends.triton.weights import FusedWeights, PrefixLayer
 from vlad_engines.backends.triton.workspace import Workspace
 from vlad_engines.float8.calibration import Calibration, PeakRecorder, Product
@@ -67,14 +68,18 @@ class Fp8Prefix:
 
 @torch.inference_mode()
 def calibrate(
-    config: ModelConfig, weights: FusedWeights, inputs: Sequence[ModelInputs], device: torch.device
+    config: ModelConfig,
+    weights: FusedWeights,
+    inputs: Sequence[ModelInputs],
+    device: torch.device,
+    pruning: TokenPruning | None = None,
 ) -> Calibration:
     """Run bf16 vision and prefix over observations and note how large the inputs of products become."""
     recorder = PeakRecorder(config.vlm.depth)
     workspace = Workspace(device)
     for sample in inputs:
         count = int(sample.token_mask.sum())
-        key = SlotKey(1, len(sample.cameras), count)
+        key = SlotKey(1, len(sample.cameras), count, pruning)
         images = torch.from_numpy(sample.images)
         slot = Slot(
             config,
@@ -86,7 +91,7 @@ def calibrate(
         )
         slot.images.copy_(images)
         slot.tokens.copy_(torch.from_numpy(sample.tokens[:count]))
-        slot.lengths.fill_(slot.prefix)
+        slot.lengths.fill_(slot.image_rows + count)
         VisionStage(config, weights, slot, workspace)()
 
         def note(layer: int, product: Product, x: Tensor) -> None:
@@ -150,7 +155,7 @@ class Fp8PrefixStage:
     def __call__(self) -> None:
         """Enqueue."""
         weights, slot, tokens = self._weights, self._slot, self._slot.prefix
-        embed_prompt(slot, weights.token_embedding, self._prompt)
+        embed_prefix(slot, weights.token_embedding, self._prompt)
         residual = slot.embeddings.flatten(0, 1)
         branch: Tensor | None = None
         branch_scale: Tensor | None = None
@@ -173,9 +178,10 @@ class Fp8PrefixStage:
                 values,
                 tokens,
                 scale=layer.qkv.columns,
+                positions=slot.positions,
             )
             prefix_attention.prefix_attention(
-                self._queries, keys, values, slot.lengths, self._mixed, tokens, factor=layer.out.factor
+                self._queries, keys, values, slot.visible, self._mixed, tokens, factor=layer.out.factor
             )
             self._multiply(self._mixed.flatten(1), layer.out, self._branch)
             norms.residual_rms_norm(
@@ -197,7 +203,14 @@ class Fp8PrefixStage:
         product = self._qkv.flatten()[: len(residual) * len(last.qkv)].view(len(residual), -1)
         torch.mm(self._normed, last.qkv.T, out=product)
         prefix_attention.split_heads(
-            product, weights.rope_cos, weights.rope_sin, None, slot.keys[-1], slot.values[-1], tokens
+            product,
+            weights.rope_cos,
+            weights.rope_sin,
+            None,
+            slot.keys[-1],
+            slot.values[-1],
+            tokens,
+            positions=slot.positions,
         )
 
     def _multiply(self, x: Tensor, weight: Quantised, out: Tensor) -> None:

@@ -23,6 +23,7 @@ from vlad_engines.backends.triton.kernels import (
     skinny,
 )
 from vlad_engines.backends.triton.kernels.suffix_attention import SuffixAttention
+from vlad_engines.backends.triton.pruning import prune_slot
 from vlad_engines.backends.triton.slot import Slot
 from vlad_engines.backends.triton.weights import FusedWeights, Linear
 from vlad_engines.backends.triton.workspace import Workspace
@@ -33,7 +34,7 @@ ObserveInput = Callable[[int, Product, Tensor], None]
 
 
 class VisionStage:
-    """Images of a slot to image tokens in its prefix embeddings."""
+    """Images of a slot to its image tokens."""
 
     def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot, workspace: Workspace) -> None:
         self._config, self._weights, self._slot = config.siglip, weights.vision, slot
@@ -89,7 +90,7 @@ class VisionStage:
 
 
 class PrefixStage:
-    """Prefix embeddings of a slot to the keys and values of all layers in its cache."""
+    """Image tokens and prompt of a slot to the keys and values of all layers in its cache."""
 
     def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot, workspace: Workspace) -> None:
         self._config, self._weights, self._slot = config.vlm, weights, slot
@@ -114,7 +115,7 @@ class PrefixStage:
         """
         tell = observe or _observe_nothing
         weights, slot, tokens = self._weights, self._slot, self._slot.prefix
-        embed_prompt(slot, weights.token_embedding, self._prompt)
+        embed_prefix(slot, weights.token_embedding, self._prompt)
         residual = slot.embeddings.flatten(0, 1)
         branch: Tensor | None = None
         for index, (layer, keys, values) in enumerate(
@@ -132,11 +133,12 @@ class PrefixStage:
                 keys,
                 values,
                 tokens,
+                positions=slot.positions,
             )
             if layer.out is None or layer.norm2 is None or layer.gate_up is None or layer.down is None:
                 break
             tell(index, "qkv", self._normed)
-            prefix_attention.prefix_attention(self._queries, keys, values, slot.lengths, self._mixed, tokens)
+            prefix_attention.prefix_attention(self._queries, keys, values, slot.visible, self._mixed, tokens)
             tell(index, "out", self._mixed.flatten(1))
             torch.mm(self._mixed.flatten(1), layer.out.T, out=self._branch)
             norms.residual_rms_norm(residual, self._branch, layer.norm2, self._normed)
@@ -148,17 +150,18 @@ class PrefixStage:
             branch = self._branch
 
 
-def embed_prompt(slot: Slot, embedding: Tensor, scratch: Tensor) -> None:
-    """Put the prompt's embeddings, times the root of their width, behind the image tokens.
+def embed_prefix(slot: Slot, embedding: Tensor, scratch: Tensor) -> None:
+    """Put the prompt's embeddings, times the root of their width, behind the image tokens, and prune those.
 
     Args:
         embedding: `[vocabulary, W]`. scratch: `[B * bucket, W]`.
     """
-    if not slot.tokens.numel():
-        return
-    torch.index_select(embedding, 0, slot.tokens.flatten(), out=scratch)
-    prompt = slot.prompt_embeddings
-    torch.mul(scratch.view_as(prompt), math.sqrt(embedding.shape[1]), out=prompt)
+    if slot.tokens.numel():
+        torch.index_select(embedding, 0, slot.tokens.flatten(), out=scratch)
+        prompt = slot.prompt_embeddings
+        torch.mul(scratch.view_as(prompt), math.sqrt(embedding.shape[1]), out=prompt)
+    if slot.pruning is not None:
+        prune_slot(slot, slot.pruning)
 
 
 def _observe_nothing(layer: int, product: Product, inputs: Tensor) -> None:
@@ -278,13 +281,13 @@ class DenoiseStage:
             constants.qkv_shift[index][step],
             weights.rope_cos,
             weights.rope_sin,
-            slot.lengths,
+            slot.suffix_start,
             self._queries,
             keys,
             values,
             prefix=slot.prefix,
         )
-        self._attention(self._queries, keys, values, slot.lengths, self._mixed)
+        self._attention(self._queries, keys, values, slot.visible, self._mixed)
         self._project_attention(
             self._mixed.flatten(1), layer.out, gate[2 * index], scale[2 * index + 1], self._residual
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,14 @@ class Workspace:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._buffers: dict[str, Tensor] = {}
+        self._graph_pool: Any = None
+
+    @property
+    def graph_pool(self) -> Any:
+        """For `torch.cuda.graph`: where graphs keep what they need while they run and nobody needs after."""
+        if self._graph_pool is None:
+            self._graph_pool = torch.cuda.graph_pool_handle()
+        return self._graph_pool
 
     def get(self, name: str, *shape: int, dtype: torch.dtype) -> Tensor:
         """A contiguous tensor over the memory called `name`; its content is whatever was left there."""

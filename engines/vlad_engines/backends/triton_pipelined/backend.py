@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from vlad_configs.errors import ConfigError, EngineError
 from vlad_configs.models import CAMERA_SLOTS, ModelConfig
 from vlad_engines.backends.base import BackendOptions, InferenceResult
 from vlad_engines.backends.capabilities import Trace
+from vlad_engines.backends.chunks import Chunks
 from vlad_engines.backends.triton.backend import TritonBackend
 from vlad_engines.backends.triton.slot import SlotKey
 from vlad_engines.backends.triton_pipelined.lane import Batch, LaneEngine, TritonLane
@@ -20,10 +23,11 @@ from vlad_engines.overlap.cuda import CudaStreams
 from vlad_engines.overlap.futures import mapped
 from vlad_engines.overlap.meter import OverlapReport
 from vlad_engines.overlap.pipeline import DEFAULT_LANES, Finished, OverlappedPipeline
-from vlad_engines.overlap.results import Actions, batch_results, only_result
+from vlad_engines.overlap.results import batch_results, only_result
 from vlad_engines.processing.model_inputs import ModelInputs
 
-Pipeline = OverlappedPipeline[torch.cuda.Stream, torch.cuda.Event, Batch, Actions]
+Actions = npt.NDArray[np.float32]
+Pipeline = OverlappedPipeline[torch.cuda.Stream, torch.cuda.Event, Batch, Chunks]
 
 
 class PipelinedTritonBackend(TritonBackend):
@@ -77,7 +81,7 @@ class PipelinedTritonBackend(TritonBackend):
         super().close()
 
     @torch.inference_mode()
-    def _start(self, inputs: Sequence[ModelInputs], noise: Sequence[Actions]) -> Future[Finished[Actions]]:
+    def _start(self, inputs: Sequence[ModelInputs], noise: Sequence[Actions]) -> Future[Finished[Chunks]]:
         if not self._lanes:
             raise EngineError("the backend is closed")
         key = self._key(inputs, noise)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import torch
 
 from vlad_configs.errors import EngineError
 from vlad_configs.models import ModelConfig
+from vlad_engines.backends.chunks import Chunks
 from vlad_engines.backends.triton.engine import CapturedEngine
 from vlad_engines.backends.triton.slot import SlotKey
 from vlad_engines.backends.triton.weights import FusedWeights
@@ -58,10 +60,6 @@ class LaneEngine(CapturedEngine):
         """Enqueue a stage, an index of `STAGES`, on the current stream."""
         self._graphs[stage].replay()
 
-    def actions(self) -> npt.NDArray[np.float32]:
-        """A copy `[B, H, A]` of what was downloaded."""
-        return self._host_actions.numpy().copy()
-
     def _capture(self) -> list[torch.cuda.CUDAGraph]:
         front, back = self._streams.front, self._streams.back
         front.wait_stream(torch.cuda.current_stream())
@@ -77,12 +75,9 @@ class LaneEngine(CapturedEngine):
         front.synchronize()
         return [
             _captured(front, self._upload, self.vision),
-            _captured(front, self.prefix),
+            _captured(front, self.prefix, pool=self._prefix_pool),
             _captured(back, self.denoise, self._download),
         ]
-
-    def _download(self) -> None:
-        self._host_actions.copy_(self.slot.actions, non_blocking=True)
 
 
 class TritonLane:
@@ -128,9 +123,9 @@ class TritonLane:
         """See `overlap.schedule.Lane.denoise`."""
         self._replay(2, request_id, stream)
 
-    def take(self, request_id: int) -> npt.NDArray[np.float32]:
-        """See `overlap.schedule.Lane.take`; `[B, H, A]` float32."""
-        return self._require(request_id).actions()
+    def take(self, request_id: int) -> Chunks:
+        """See `overlap.schedule.Lane.take`."""
+        return self._require(request_id).take()
 
     def _replay(self, stage: int, request_id: int, stream: torch.cuda.Stream) -> None:
         engine = self._require(request_id)
@@ -143,9 +138,11 @@ class TritonLane:
         return self._current
 
 
-def _captured(stream: torch.cuda.Stream, *parts: Callable[[], None]) -> torch.cuda.CUDAGraph:
+def _captured(
+    stream: torch.cuda.Stream, *parts: Callable[[], None], pool: Any = None
+) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, stream=stream, pool=pool):
         for part in parts:
             part()
     return graph

@@ -86,7 +86,8 @@ struct Arguments {
     const float* gate;        // [steps][2 * LAYERS][WIDTH]
     const float* rope_cos;    // [positions][HEAD_DIM / 2]
     const float* rope_sin;
-    const int* length;        // [1], real prefix tokens
+    const int* length;        // [1], prefix tokens that are seen
+    const int* start;         // [1], the position of the first action
     const float* noise;       // [ROWS][ACTION_DIM]
     float* actions;           // the same shape: x_t, in the end the chunk
     const float* in_weight;   // [WIDTH][ACTION_DIM]
@@ -401,7 +402,7 @@ __device__ __forceinline__ float rms_factor(const uint4* v) {
 struct Block {
     const Arguments& in;
     const int index, splits;
-    const int length;  // real prefix tokens
+    const int length;  // prefix tokens that are seen
     Ring ring;
     Meeting all, group;
     Partner partner;
@@ -484,7 +485,7 @@ struct Block {
         for (int i = threadIdx.x; i < QKV_OF_BLOCK * ROWS * 4; i += THREADS) {
             const int row = i / 4 % ROWS, column = (index + i / (ROWS * 4) * BLOCKS) * 8 + i % 4 * 2;
             if (column < ATTENDED + HEAD_DIM) {
-                const int angle = (length + row) * (HEAD_DIM / 2) + column % HEAD_DIM / 2;
+                const int angle = (*in.start + row) * (HEAD_DIM / 2) + column % HEAD_DIM / 2;
                 shared<float2>(ROTATION_AT + i * 8) = make_float2(in.rope_cos[angle], in.rope_sin[angle]);
             }
         }

@@ -33,20 +33,23 @@ def _split_heads(
     key_ptr,
     value_ptr,
     scale_ptr,
+    position_ptr,
     cache_stride,
     tokens,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     KEYS_ONLY: tl.constexpr,
     HAS_SCALE: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     sample = row // tokens
     token = row % tokens
     pair = tl.arange(0, HEAD_DIM // 2)[None, :]
     entry = tl.arange(0, HEAD_DIM)[None, :]
-    cos = tl.load(cos_ptr + token * (HEAD_DIM // 2) + pair)
-    sin = tl.load(sin_ptr + token * (HEAD_DIM // 2) + pair)
+    position = tl.load(position_ptr + row) if HAS_POSITIONS else token
+    cos = tl.load(cos_ptr + position * (HEAD_DIM // 2) + pair)
+    sin = tl.load(sin_ptr + position * (HEAD_DIM // 2) + pair)
     width: tl.constexpr = HEAD_DIM * ((0 if KEYS_ONLY else HEADS) + 2)
     base = product_ptr + row * width
     if not KEYS_ONLY:
@@ -81,6 +84,7 @@ def split_heads(
     tokens: int,
     *,
     scale: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
 ) -> None:
     """Rotate and store what the merged projection computed; keys and values go straight into the cache.
 
@@ -90,6 +94,7 @@ def split_heads(
         queries: `[B * tokens, heads, head_dim]`, or None where only keys and values are wanted.
         keys, values: one layer's cache `[B, rows, head_dim]`; the first `tokens` rows are written.
         scale: a float32 number for each column of the product, by which it is multiplied first.
+        positions: `[B, tokens]` int32, rows of `cos` and `sin`; None where each token's is its index.
     """
     head_dim = keys.shape[-1]
     _split_heads[(product.shape[0],)](
@@ -100,12 +105,14 @@ def split_heads(
         keys,
         values,
         cos if scale is None else scale,
+        product if positions is None else positions,
         keys.stride(0),
         tokens,
         HEADS=1 if queries is None else queries.shape[1],
         HEAD_DIM=head_dim,
         KEYS_ONLY=queries is None,
         HAS_SCALE=scale is not None,
+        HAS_POSITIONS=positions is not None,
         num_warps=4,
     )
 

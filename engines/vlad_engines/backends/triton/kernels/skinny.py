@@ -157,7 +157,7 @@ def _norm_qkv(
     shift_ptr,
     cos_ptr,
     sin_ptr,
-    length_ptr,
+    start_ptr,
     query_ptr,
     key_ptr,
     value_ptr,
@@ -187,7 +187,7 @@ def _norm_qkv(
     squares = _load_squares(squares_ptr, row, inside, rows, PARTS, PARTS_BLOCK)
     sample = row // SUFFIX
     token = row % SUFFIX
-    position = tl.load(length_ptr + sample, mask=inside, other=0) + token
+    position = tl.load(start_ptr + sample, mask=inside, other=0) + token
     pairs: tl.constexpr = BLOCK_COLUMNS // 2
     pair = (first % HEAD_DIM) // 2 + tl.arange(0, pairs)
     angle = position[None, :] * (HEAD_DIM // 2) + pair[:, None]
@@ -222,7 +222,7 @@ def norm_qkv(
     shift: Tensor,
     cos: Tensor,
     sin: Tensor,
-    lengths: Tensor,
+    start: Tensor,
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -236,7 +236,7 @@ def norm_qkv(
         weight: `[(heads + 2) * head_dim, width]`, queries and keys in pair order.
         shift: `[(heads + 2) * head_dim]` float32, b W.
         cos, sin: `[positions, head_dim / 2]` float32.
-        lengths: `[B]` int32, prefix tokens that are real: the position of the first suffix token.
+        start: `[B]` int32, the position of the first suffix token.
         queries: `[B * suffix, heads, head_dim]`.
         keys, values: one layer's cache `[B, prefix + suffix, head_dim]`.
     """
@@ -252,14 +252,14 @@ def norm_qkv(
         shift,
         cos,
         sin,
-        lengths,
+        start,
         queries,
         keys,
         values,
         keys.stride(0),
         prefix,
         rows,
-        SUFFIX=rows // lengths.shape[0],
+        SUFFIX=rows // start.shape[0],
         WIDTH=width,
         HEADS=heads,
         HEAD_DIM=head_dim,

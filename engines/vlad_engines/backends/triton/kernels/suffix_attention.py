@@ -159,7 +159,7 @@ class SuffixAttention:
         Args:
             queries, out: `[B * suffix, heads, head_dim]`.
             keys, values: one layer's cache `[B, prefix + suffix, head_dim]`.
-            lengths: `[B]` int32, prefix tokens that are real.
+            lengths: `[B]` int32, prefix tokens that are seen.
         """
         heads, head_dim = queries.shape[1:]
         _suffix_attention[(self._blocks, self._splits, lengths.shape[0])](
