@@ -80,6 +80,7 @@ async def serve_policy(config: ServeConfig, worker_command: Sequence[str] = WORK
             readiness=readiness,
             metrics=metrics,
         )
+        stack.callback(dispatcher.close)
         gateway = Gateway(
             dispatcher, config=config, readiness=readiness, metrics=metrics, pulse=pulse, recorder=recorder
         )

@@ -95,9 +95,12 @@ class Dispatcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._store.close()
             if self._wake is not None:
                 self._wake.cancel()
+
+    def close(self) -> None:
+        """Give the memory of requests back, after `supervise` has ended and nobody submits or drops any more."""
+        self._store.close()
 
     def submit(self, work: Work, terms: Terms, *, stream: bool = False) -> int:
         """Queue a request; `work.on_done` is told its outcome, never before this returns.
