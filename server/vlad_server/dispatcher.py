@@ -99,7 +99,7 @@ class Dispatcher:
                 self._wake.cancel()
 
     def close(self) -> None:
-        """Give the memory of requests back, after `supervise` has ended and nobody submits or drops any more."""
+        """Give the memory of requests back, after `supervise` has ended and the last request was dropped."""
         self._store.close()
 
     def submit(self, work: Work, terms: Terms, *, stream: bool = False) -> int:
