@@ -492,7 +492,8 @@ class RobotConnection:
         """Keep as little as possible between a stream's chunks and its reader, where newer ones come."""
         if not self._is_streaming:
             self._is_streaming = True
-            self._connection.transport.set_write_buffer_limits(high=0)
+            # Not 0: uvloop's TLS takes an empty buffer for a full one then, every other time that it looks.
+            self._connection.transport.set_write_buffer_limits(high=1)
             raw = self._connection.transport.get_extra_info("socket")
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
