@@ -115,7 +115,7 @@ def test_engines_in_fp8_are_served_with_the_calibration_of_their_export(tmp_path
 def test_pruned_engines_are_served_without_torch_and_onnx(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device, observation = HostDevice(), libero_observation()
+    device, observation = HostDevice(compute_capability="8.9"), libero_observation()
     monkeypatch.setenv("VLAD_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(build_cli, "load_tensorrt", lambda: TensorRt(make_tensorrt("8.6.0", device)))
     monkeypatch.setattr(build_cli, "open_device", lambda name: device)
