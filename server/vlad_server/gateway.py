@@ -181,7 +181,9 @@ class Gateway:
         assert task is not None
         self._serving.add(task)
         self._metrics.connections.inc()
-        logger.info("%s: connected", connection.remote_address)
+        # A transport that is closed has forgotten it.
+        address = connection.remote_address
+        logger.info("%s: connected", address)
         robot: RobotConnection | None = None
         try:
             assert isinstance(connection, PolicyConnection)
@@ -189,9 +191,9 @@ class Gateway:
             robot = RobotConnection(connection, self._services, allowance)
             self._robots[robot] = None
             code = await robot.run()
-            logger.info("%s: closed with code %d", connection.remote_address, code)
+            logger.info("%s: closed with code %d", address, code)
         except Exception:
-            logger.exception("%s: session failed", connection.remote_address)
+            logger.exception("%s: session failed", address)
         finally:
             self._serving.discard(task)
             if robot is not None:

@@ -93,6 +93,8 @@ class RobotConnection:
 
     def __init__(self, connection: PolicyConnection, services: Services, allowance: Allowance | None) -> None:
         self._connection = connection
+        # A transport that is closed has forgotten it.
+        self._address = connection.remote_address
         self._dispatcher = services.dispatcher
         self._config = services.config
         self._readiness = services.readiness
@@ -205,10 +207,6 @@ class RobotConnection:
         self._named_sessions.pop(session.session_id, None)
         self._end_open(session, ResetError("reset: another connection uses this session now"))
         self._continue()
-
-    @property
-    def _address(self) -> Any:
-        return self._connection.remote_address
 
     @property
     def _name(self) -> str:
