@@ -1,4 +1,4 @@
-"""How often a client may ask: a bucket of tokens for each, shared by all of its connections. Pure logic."""
+"""How often a client may ask, and how often it may be wrong. Pure logic."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import collections
 BURST_S = 1.0
 """A client may save up what it is allowed in this time, so that a jittery camera is not refused."""
 
+MOST_MISTAKES, MISTAKES_S = 10, 10.0
+"""So many in so many seconds are nobody's oversight any more."""
+
 MAX_CLIENTS = 4096
 """Buckets that are remembered; a client that was silent long enough to be forgotten has a full one."""
 
 
 class Allowance:
-    """What one client may still ask for.
+    """What one client may still ask for: a bucket of tokens, shared by all of its connections.
 
     Args:
         rate: requests per second.
@@ -34,6 +37,18 @@ class Allowance:
             return False
         self._tokens -= 1.0
         return True
+
+
+class Mistakes:
+    """What one connection got wrong of late."""
+
+    def __init__(self) -> None:
+        self._times: collections.deque[float] = collections.deque(maxlen=MOST_MISTAKES)
+
+    def note(self, now: float) -> bool:
+        """Note one more; True where that makes too many."""
+        self._times.append(now)
+        return len(self._times) == MOST_MISTAKES and now - self._times[0] < MISTAKES_S
 
 
 class Allowances:

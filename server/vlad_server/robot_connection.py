@@ -40,7 +40,7 @@ from vlad_server.outcomes import (
 )
 from vlad_server.parcels import Work
 from vlad_server.policy_connection import Message, PolicyConnection
-from vlad_server.rate_limit import Allowance
+from vlad_server.rate_limit import MISTAKES_S, MOST_MISTAKES, Allowance, Mistakes
 from vlad_server.readiness import Readiness
 from vlad_server.recordings.exchange_recorder import ExchangeRecorder
 from vlad_server.recordings.recorder import Recorder
@@ -57,6 +57,7 @@ from vlad_server.status.board import StatusBoard
 logger = logging.getLogger("vlad.server")
 
 ERROR_CLOSE_REASON = "error; see the text frame before this one"
+MISTAKES_CLOSE_REASON = f"{MOST_MISTAKES} mistakes within {MISTAKES_S:g} s; see the text frames"
 MAX_SESSIONS = 64
 """Of one connection; one for each arm of a robot is the most that makes sense."""
 
@@ -108,6 +109,7 @@ class RobotConnection:
         if services.recorder is not None:
             self._recorder = ExchangeRecorder(services.recorder, services.readiness)
         self._allowance = allowance
+        self._mistakes = Mistakes()
         self._robot = services.config.robot
         self._policy_keys = self._robot.request_keys | POLICY_KEYS
         self._loop = asyncio.get_running_loop()
@@ -222,12 +224,14 @@ class RobotConnection:
         self._is_idle.clear()
         self._metrics.received_bytes.inc(len(message))
         observation_id: ObservationId | None = None
+        # Taken first, so that what cannot even be read counts as well.
+        is_allowed = self._allowance is None or self._allowance.take(received)
         try:
             if isinstance(message, str):
                 raise wire.WireError("expected a binary frame with a msgpack map, received a text frame")
             request = wire.decode(message)
             observation_id = read_observation_id(request)
-            if self._allowance is not None and not self._allowance.take(received):
+            if not is_allowed:
                 raise LimitedError("limited: more requests per second than --max-requests-per-second allows")
             if roboarena.is_roboarena(request):
                 self._begin_roboarena(request, received, message)
@@ -472,8 +476,12 @@ class RobotConnection:
         is_sent = self._send(error_frame(error, text, observation_id))
         # What is nobody's mistake, and what clients with ids can tell apart, leaves the connection open.
         stays = code not in ("invalid", "engine") or observation_id is not None
-        if is_sent and not stays and not self._config.keep_connection_on_error and self._closing is None:
+        if stays or not is_sent or self._closing is not None:
+            return
+        if not self._config.keep_connection_on_error:
             self._closing = self._loop.create_task(self._connection.close(1011, ERROR_CLOSE_REASON))
+        elif code == "invalid" and self._mistakes.note(time.perf_counter()):
+            self._closing = self._loop.create_task(self._connection.close(1008, MISTAKES_CLOSE_REASON))
 
     def _continue(self) -> None:
         """Take the next request, unless one is being answered in order, or all is over."""

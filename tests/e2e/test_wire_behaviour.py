@@ -18,6 +18,7 @@ from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
 from tests.support.robot import connect_robot, open_connection, pack
 from tests.support.scripted_worker import expected_chunk
+from vlad_server.rate_limit import MOST_MISTAKES
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +252,19 @@ def test_connections_survive_mistakes_where_the_operator_wants_it() -> None:
         robot.send(_without("prompt"))
         assert "'prompt'" in robot.receive_error()
         assert robot.infer(libero_observation())["actions"].shape == (10, 7)
+
+
+def test_who_only_makes_mistakes_is_sent_away_even_then() -> None:
+    with start_scripted_daemon("--keep-connection-on-error") as daemon, connect_robot(daemon.port) as robot:
+        for _ in range(MOST_MISTAKES):
+            robot.connection.send(b"no msgpack")
+            assert "not msgpack" in robot.receive_error()
+        with pytest.raises(ConnectionClosed) as caught:
+            robot.receive()
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1008
+        with connect_robot(daemon.port) as again:
+            assert again.infer(libero_observation())["actions"].shape == (10, 7)
 
 
 def test_tracebacks_reach_clients_in_debug_mode_only() -> None:

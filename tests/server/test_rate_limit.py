@@ -6,7 +6,7 @@ import hypothesis
 from hypothesis import strategies
 
 from vlad_server import rate_limit
-from vlad_server.rate_limit import Allowance, Allowances
+from vlad_server.rate_limit import MISTAKES_S, MOST_MISTAKES, Allowance, Allowances, Mistakes
 
 
 def test_a_second_may_be_saved_up_and_no_more() -> None:
@@ -53,3 +53,12 @@ def test_clients_that_were_silent_longest_are_forgotten() -> None:
     allowances.of("one more", 1.0)
     assert len(allowances) == rate_limit.MAX_CLIENTS
     assert allowances.of("arm", 1.0) is kept
+
+
+def test_mistakes_are_too_many_only_where_they_come_close_together() -> None:
+    quick, slow = Mistakes(), Mistakes()
+    gap = MISTAKES_S / MOST_MISTAKES
+    assert [quick.note(index * gap) for index in range(MOST_MISTAKES)] == [False] * (MOST_MISTAKES - 1) + [
+        True
+    ]
+    assert not any(slow.note(index * 1.2 * gap) for index in range(3 * MOST_MISTAKES))
