@@ -14,7 +14,7 @@ from vlad_training.errors import TrainingError
 from vlad_training.frames import Frames
 
 # Small and few, as what workers hand over lies in shared memory, of which containers often have 64 MiB only.
-_PART = 16
+_PART = 2
 
 
 class PreparedFrames:
