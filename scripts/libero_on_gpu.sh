@@ -9,6 +9,7 @@
 #
 # Training goes on in the background when its call ends, so that no call has to be as long as it; the next call
 # finds it. Everything goes on where it stopped. What is worth keeping is put into $OUT (default out/libero-gpu).
+# $GPUS is how many to train on (all), $CORES how many processes may work beside each other (all).
 # Wheels for this machine's Python lie in $WHEELS, packages of Debian for EGL in $DEBS, the archive of
 # scripts/libero_bundle.py is $BUNDLE; without the latter, the simulator is taken from the environment. Where EGL
 # finds no driver, __EGL_VENDOR_LIBRARY_FILENAMES has to name the driver's own 10_nvidia.json.
@@ -71,7 +72,7 @@ running() {
 
 begin_training() {
     local gpus
-    gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
+    gpus=${GPUS:-$(nvidia-smi -L 2>/dev/null | wc -l || true)}
     if [ "$gpus" -gt 1 ]; then
         local command=("$PYTHON" -m torch.distributed.run --standalone "--nproc-per-node=$gpus" -m vlad_training.train)
     else
@@ -124,7 +125,7 @@ table)
         --out "$OUT/success.json" --workers "$CORES" "$@" 2>&1 | tee "$OUT/table.log"
     ;;
 *)
-    sed -n '2,17p' "$0"
+    sed -n '2,18p' "$0"
     exit 2
     ;;
 esac
