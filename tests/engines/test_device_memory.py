@@ -39,5 +39,6 @@ def test_what_is_allocated_shows() -> None:
     assert after is not None
     assert before.device == after.device == "cuda:0"
     assert after.total_bytes == before.total_bytes > after.used_bytes
-    assert after.used_bytes - before.used_bytes >= 500 * MEGABYTE
+    # Other processes may let go of some meanwhile.
+    assert after.used_bytes - before.used_bytes >= 400 * MEGABYTE
     assert after.reserved_bytes - before.reserved_bytes >= held.nbytes

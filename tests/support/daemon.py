@@ -92,6 +92,8 @@ def start_daemon(
         listening: wait until the ports are bound.
     """
     paths = [str(ROOT / folder) for folder in ("server", "engines", "configs", "clients", ".")]
+    # Where the packages that vlad needs are not installed but brought along.
+    paths += [path for path in [os.environ.get("PYTHONPATH")] if path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(env or {})}
     with tempfile.TemporaryDirectory() as folder:
         log_file = pathlib.Path(folder) / "log"

@@ -45,11 +45,15 @@ def test_waiting_for_each_other_changes_nothing_but_rounding(config: ModelConfig
         return slot.actions.clone()
 
     # A share of a tile is summed in another order than the whole tile: a row's sum of squares may differ in
-    # its last bit, and with it what is rounded to bf16 afterwards.
+    # its last bit, and with it what is rounded to bf16 afterwards. What that may do to the actions of such a
+    # network is measured: noise that is off by half a bf16 step, which the first product rounds away or up.
     alone, together = actions(last_combines), actions(waits)
     assert torch.isfinite(alone).all()
-    assert (together - alone).abs().mean() < 0.008
-    assert (together - alone).abs().max() < 0.05
+    noise = slot.noise.clone()
+    slot.noise.mul_(1 + 2**-9)
+    disturbed = actions(last_combines)
+    slot.noise.copy_(noise)
+    assert (together - alone).abs().mean() < (disturbed - alone).abs().mean()
     for _ in range(20):
         assert torch.equal(actions(waits), together)
         assert torch.equal(actions(last_combines), alone)
