@@ -21,6 +21,7 @@ from vlad_engines.backends.base import BackendOptions, InferenceResult
 from vlad_engines.backends.capabilities import Trace
 from vlad_engines.backends.triton import denoise_loop
 from vlad_engines.backends.triton.engine import CapturedEngine
+from vlad_engines.backends.triton.library.products import choices_of
 from vlad_engines.backends.triton.prefix_fp8 import Fp8Prefix, calibrate, quantise
 from vlad_engines.backends.triton.slot import SlotKey
 from vlad_engines.backends.triton.weights import fuse_weights
@@ -128,9 +129,12 @@ class TritonBackend:
             "version": f"triton {triton.__version__}, torch {torch.__version__}",
             "device": torch.cuda.get_device_name(self._device),
         }
+        large = (
+            {"products": choices_of(self._device).describe()} if max(self._options.batch_sizes) > 1 else {}
+        )
         return {
-            "vision": dict(part),
-            "prefix": {**part, "precision": self._options.precision},
+            "vision": {**part, **large},
+            "prefix": {**part, **large, "precision": self._options.precision},
             "denoise": {**part, "kernels": self._denoise_kernels},
         }
 

@@ -23,9 +23,10 @@ from vlad_engines.backends.triton.kernels import (
     skinny,
 )
 from vlad_engines.backends.triton.kernels.suffix_attention import SuffixAttention
+from vlad_engines.backends.triton.library.products import LibraryProducts, by_torch
 from vlad_engines.backends.triton.pruning import prune_slot
 from vlad_engines.backends.triton.slot import Slot
-from vlad_engines.backends.triton.weights import FusedWeights, Linear
+from vlad_engines.backends.triton.weights import FusedWeights
 from vlad_engines.backends.triton.workspace import Workspace
 from vlad_engines.float8.calibration import Product
 
@@ -39,6 +40,7 @@ class VisionStage:
     def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot, workspace: Workspace) -> None:
         self._config, self._weights, self._slot = config.siglip, weights.vision, slot
         siglip, dtype = config.siglip, weights.token_embedding.dtype
+        self._product = LibraryProducts(workspace, "vision")
         rows = slot.images.shape[0] * siglip.num_tokens
 
         def buffer(name: str, width: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -57,7 +59,7 @@ class VisionStage:
         """Enqueue."""
         weights, slot = self._weights, self._slot
         patches.extract_patches(slot.images, self._patches, self._config.patch_size)
-        _linear(self._patches, weights.patches, self._embedded)
+        torch.addmm(weights.patches.bias, self._patches, weights.patches.weight.T, out=self._embedded)
         images = self._embedded.view(-1, *weights.positions.shape)
         torch.add(images, weights.positions, out=self._residual.view_as(images))
         branch: tuple[Tensor, Tensor] | None = None
@@ -65,18 +67,18 @@ class VisionStage:
             norms.residual_layer_norm(
                 self._residual, branch, layer.norm1.weight, layer.norm1.bias, self._normed
             )
-            _linear(self._normed, layer.qkv, self._qkv)
-            torch.mm(self._attend(), layer.out.weight.T, out=self._branch)
+            self._product(self._normed, layer.qkv.weight, self._qkv, layer.qkv.bias)
+            self._product(self._attend(), layer.out.weight, self._branch)
             branch = (self._branch, layer.out.bias)
             norms.residual_layer_norm(
                 self._residual, branch, layer.norm2.weight, layer.norm2.bias, self._normed
             )
-            _linear_gelu(self._normed, layer.fc1, self._hidden)
-            torch.mm(self._hidden, layer.fc2.weight.T, out=self._branch)
+            self._product(self._normed, layer.fc1.weight, self._hidden, layer.fc1.bias, gelu=True)
+            self._product(self._hidden, layer.fc2.weight, self._branch)
             branch = (self._branch, layer.fc2.bias)
         final = weights.final_norm
         norms.residual_layer_norm(self._residual, branch, final.weight, final.bias, self._normed)
-        _linear(self._normed, weights.projector, self._tokens)
+        self._product(self._normed, weights.projector.weight, self._tokens, weights.projector.bias)
         slot.image_tokens.copy_(self._tokens.view_as(slot.image_tokens))
 
     def _attend(self) -> Tensor:
@@ -94,6 +96,7 @@ class PrefixStage:
 
     def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot, workspace: Workspace) -> None:
         self._config, self._weights, self._slot = config.vlm, weights, slot
+        self._product = LibraryProducts(workspace, "prefix")
         vlm, dtype = config.vlm, weights.token_embedding.dtype
         rows = slot.batch * slot.prefix
 
@@ -124,7 +127,7 @@ class PrefixStage:
             norms.residual_rms_norm(residual, branch, layer.norm1, self._normed)
             is_last = layer.out is None
             product = self._qkv.flatten()[: len(residual) * len(layer.qkv)].view(len(residual), -1)
-            torch.mm(self._normed, layer.qkv.T, out=product)
+            self._product(self._normed, layer.qkv, product)
             prefix_attention.split_heads(
                 product,
                 weights.rope_cos,
@@ -140,13 +143,13 @@ class PrefixStage:
             tell(index, "qkv", self._normed)
             prefix_attention.prefix_attention(self._queries, keys, values, slot.visible, self._mixed, tokens)
             tell(index, "out", self._mixed.flatten(1))
-            torch.mm(self._mixed.flatten(1), layer.out.T, out=self._branch)
+            self._product(self._mixed.flatten(1), layer.out, self._branch)
             norms.residual_rms_norm(residual, self._branch, layer.norm2, self._normed)
             tell(index, "gate_up", self._normed)
-            torch.mm(self._normed, layer.gate_up.T, out=self._gate_up)
+            self._product(self._normed, layer.gate_up, self._gate_up)
             activations.geglu(self._gate_up, self._hidden)
             tell(index, "down", self._hidden)
-            torch.mm(self._hidden, layer.down.T, out=self._branch)
+            self._product(self._hidden, layer.down, self._branch)
             branch = self._branch
 
 
@@ -242,7 +245,7 @@ class DenoiseStage:
         steps = len(weights.schedule.times)
         for step in range(steps):
             if action_in.mix is not None:
-                _linear(self._mixing, action_in.mix, self._tokens)
+                by_torch(self._mixing, action_in.mix.weight, self._tokens, action_in.mix.bias)
             skinny.enter_layers(
                 self._tokens,
                 self._state if self._has_state else None,
@@ -295,15 +298,3 @@ class DenoiseStage:
         self._project_hidden(
             self._hidden, layer.down, gate[2 * index + 1], scale[2 * index + 2], self._residual
         )
-
-
-def _linear(x: Tensor, linear: Linear, out: Tensor) -> None:
-    torch.addmm(linear.bias, x, linear.weight.T, out=out)
-
-
-def _linear_gelu(x: Tensor, linear: Linear, out: Tensor) -> None:
-    if x.is_cuda:
-        # The library's epilogue computes GELU's tanh form; on a CPU this function computes the exact one.
-        torch._addmm_activation(linear.bias, x, linear.weight.T, use_gelu=True, out=out)
-    else:
-        out.copy_(F.gelu(F.linear(x, linear.weight, linear.bias), approximate="tanh"))

@@ -1,0 +1,1 @@
+"""Matrix products of the library: which of cuBLASLt's algorithms computes each of them."""
