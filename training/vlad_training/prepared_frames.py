@@ -15,8 +15,8 @@ from vlad_training.batch import Batch
 from vlad_training.errors import TrainingError
 from vlad_training.frames import Frames
 
-# What a worker hands over at once. As numpy arrays it goes through a pipe: tensors would lie in shared memory, of
-# which containers often have 64 MiB only, and cost the reader a file handle each.
+# What a worker hands over at once. As numpy arrays it goes through a pipe: tensors would lie in shared memory,
+# of which containers often have 64 MiB only, and cost the reader a file handle each.
 _PART = 16
 
 
