@@ -15,8 +15,8 @@ from vlad_training.batch import Batch
 from vlad_training.errors import TrainingError
 from vlad_training.frames import Frames
 
-# What a worker hands over at once. As numpy arrays it goes through a pipe: tensors would lie in shared memory,
-# of which containers often have 64 MiB only, and cost the reader a file handle each.
+# What a worker hands over at once. As numpy arrays it goes through a pipe: tensors would lie in shared
+# memory, of which containers often have 64 MiB only, and cost the reader a file handle each.
 _PART = 16
 
 
@@ -80,7 +80,7 @@ def prepare_all(frames: Frames, workers: int, device: torch.device, *, quiet: bo
         batch_sampler=_Parts(len(frames)),
         num_workers=workers,
         prefetch_factor=2 if workers else None,
-        collate_fn=_as_arrays,
+        collate_fn=_as_arrays,  # type: ignore[arg-type]  # the frames collate themselves
     )
     done = 0
     with tqdm.tqdm(total=len(frames), desc="preparing frames", disable=quiet, unit="frame") as progress:

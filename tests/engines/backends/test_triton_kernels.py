@@ -22,9 +22,14 @@ pytestmark = pytest.mark.skipif(
 
 def interpret(module: str, *arguments: str) -> list[dict[str, Any]]:
     """Every line that a module of `tests.support` prints in the interpreter."""
+    return run_module(module, *arguments, interpreted="1")
+
+
+def run_module(module: str, *arguments: str, interpreted: str) -> list[dict[str, Any]]:
+    """Every line that a module of `tests.support` prints."""
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", f"tests.support.{module}", *arguments],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "TRITON_INTERPRET": interpreted, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=False,
@@ -63,3 +68,13 @@ def test_pruned_stages_compute_what_the_pytorch_backend_computes(family: str) ->
     assert all(result["tokens_agree"] for result in results), results
     keeping_all = [result["by_pruning"] for result in results if result["by_pruning"] is not None]
     assert keeping_all == ([0.0] if family == "pi05" else [])
+
+
+@pytest.mark.parametrize("network", ["libero_small", "pi05", "pi0"])
+def test_kernels_compile_for_a_hopper_gpu(network: str) -> None:
+    """Widths of small networks are no powers of two; shared memory is what a block of an H200 may have."""
+    kernels = run_module("triton_compilation", network, interpreted="0")
+    assert {"_gated_projection", "_norm_qkv", "_suffix_attention", "_euler_step"} <= {
+        line["kernel"] for line in kernels
+    }
+    assert max(line["shared_bytes"] for line in kernels) <= 227 * 1024
