@@ -1,7 +1,7 @@
 """Compiles every kernel that the Triton stages of a network launch, for a Hopper GPU, on any machine.
 
 `python -m tests.support.triton_compilation NETWORK`, NETWORK being a name in `NETWORKS`, without
-TRITON_INTERPRET. Nothing is launched: this finds what only the compiler refuses, and the interpreter does not.
+TRITON_INTERPRET. Nothing is launched: this finds what the compiler refuses and the interpreter does not.
 Prints a line for each kernel.
 """
 
