@@ -7,6 +7,7 @@ A buffer that holds nothing valid holds `POISON`, and reading it is a race.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable
@@ -55,6 +56,8 @@ class ScriptedStreams:
     """`DeviceStreams` in which `choose` decides whose turn it is. CUDA's rules: a wait is for the latest
     recording at the time of the call, and for nothing where there was none."""
 
+    denoise_late = False
+
     def __init__(self, choose: Choose) -> None:
         self._front, self.back = ScriptedStream("front"), ScriptedStream("back")
         self.streams = [self._front, self.back]
@@ -68,6 +71,9 @@ class ScriptedStreams:
     @property
     def beside(self) -> ScriptedStream:
         return self.front
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def event(self) -> ScriptedEvent:
         return ScriptedEvent()
@@ -199,6 +205,18 @@ class PartedStreams(ScriptedStreams):
         return self._beside
 
 
+class LateStreams(ScriptedStreams):
+    """Denoising is enqueued when its prefix has ended."""
+
+    denoise_late = True
+
+
+class LatePartedStreams(PartedStreams):
+    """Both."""
+
+    denoise_late = True
+
+
 class RunningStreams(ScriptedStreams):
     """The same, stepped by a thread of its own, as a real device is."""
 
@@ -250,12 +268,21 @@ class RunningStreams(ScriptedStreams):
 
 
 class TimedStreams:
-    """Streams on which work takes time: each knows when its last piece ends. `now` is the host's clock."""
+    """Streams on which work takes time: each knows when its last piece ends. `now` is the host's clock.
 
-    def __init__(self) -> None:
+    Args:
+        queue_s: how much work the back stream's queue takes; who enqueues more is held up. None for any.
+        denoise_late: see `DeviceStreams`.
+    """
+
+    def __init__(self, queue_s: float | None = None, *, denoise_late: bool = False) -> None:
         self.now = 0.0
+        self.queue_s, self.denoise_late = queue_s, denoise_late
         self.front, self.back = TimedStream(self), TimedStream(self)
         self.beside = self.front
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def event(self) -> ScriptedEvent:
         return ScriptedEvent()
@@ -281,7 +308,10 @@ class TimedStream:
     end: float = 0.0
 
     def work(self, seconds: float) -> None:
-        self.end = max(self.end, self.device.now) + seconds
+        device = self.device
+        self.end = max(self.end, device.now) + seconds
+        if device.queue_s is not None and self is device.back and seconds > device.queue_s:
+            device.now = max(device.now, self.end - device.queue_s)
 
 
 @dataclasses.dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 _HIGH_PRIORITY, _NORMAL_PRIORITY = -1, 0
@@ -18,6 +20,15 @@ class CudaStreams:
     def beside(self) -> torch.cuda.Stream:
         """See `streams.DeviceStreams.beside`: the same stream, because nothing is kept free."""
         return self.front
+
+    @property
+    def denoise_late(self) -> bool:
+        """See `streams.DeviceStreams.denoise_late`: the few launches of `triton` fit into any queue."""
+        return False
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        """See `streams.DeviceStreams.active`: torch does so by itself."""
+        return contextlib.nullcontext()
 
     def event(self) -> torch.cuda.Event:
         """See `streams.DeviceStreams.event`."""

@@ -12,7 +12,8 @@ A request lives in one lane from `submit` to `finish`. What keeps its data its o
   change streams (see `DeviceStreams.beside`), the new one first waits for the old one.
 - Every stage is told which request it works for, and asserts that its lane holds that one.
 
-Nothing else waits: a lone request runs straight through, on the whole device.
+Nothing else waits: a lone request runs straight through, on the whole device. Where the streams ask for it
+(`DeviceStreams.denoise_late`), denoising is enqueued by `finish`, when its prefix has ended.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class InFlight(Generic[Stream, Event, Request, Chunk]):
     Attributes:
         begin, vision_end, front_end: on the front stream.
         denoise_begin, denoise_end: on the back stream. The last one comes after all work of the request.
+        waits: its denoising is not enqueued yet.
         error: why not all of it could be enqueued, or None.
     """
 
@@ -78,6 +80,7 @@ class InFlight(Generic[Stream, Event, Request, Chunk]):
     front_end: Event
     denoise_begin: Event
     denoise_end: Event
+    waits: bool = False
     error: Exception | None = None
 
 
@@ -96,14 +99,14 @@ class OverlapSchedule(Generic[Stream, Event, Request, Chunk]):
     def submit(
         self, lane: Lane[Stream, Request, Chunk], request_id: int, request: Request
     ) -> InFlight[Stream, Event, Request, Chunk]:
-        """Enqueue all stages of a request in a free lane, which is taken until `finish`.
+        """Enqueue the stages of a request in a free lane, which is taken until `finish`.
 
         Raises:
             EngineError: for a request that does not fit the lane, which stays free.
         """
         lane.load(request_id, request)
         streams = self._streams
-        front, back = self._choose_front(), streams.back
+        front = self._choose_front()
         flight = InFlight(
             request_id,
             lane,
@@ -120,17 +123,13 @@ class OverlapSchedule(Generic[Stream, Event, Request, Chunk]):
             lane.vision(request_id, front)
             streams.record(flight.vision_end, front)
             lane.prefix(request_id, front)
-            streams.record(flight.front_end, front)
-            streams.wait(back, flight.front_end)
-            streams.record(flight.denoise_begin, back)
-            lane.denoise(request_id, back)
         except Exception as error:
-            # What was enqueued still runs in this lane: the last event must come after it.
-            streams.record(flight.front_end, front)
-            streams.wait(back, flight.front_end)
             flight = dataclasses.replace(flight, error=error)
-        streams.record(flight.denoise_end, back)
-        return flight
+        # After an error too: what was enqueued still runs in this lane, the last event must come after it.
+        streams.record(flight.front_end, front)
+        if flight.error is None and streams.denoise_late:
+            return dataclasses.replace(flight, waits=True)
+        return self._denoise(flight)
 
     def finish(self, flight: InFlight[Stream, Event, Request, Chunk]) -> tuple[Chunk, RequestTimes]:
         """Wait for a request, the oldest in flight. Its lane is free afterwards, also after an error.
@@ -142,12 +141,30 @@ class OverlapSchedule(Generic[Stream, Event, Request, Chunk]):
             Exception: what its stages raised, or the device.
         """
         try:
+            if flight.waits:
+                self._streams.synchronize(flight.front_end)
+                with self._streams.active():
+                    flight = self._denoise(flight)
             self._streams.synchronize(flight.denoise_end)
         finally:
             self._finished += 1
         if flight.error is not None:
             raise flight.error
         return flight.lane.take(flight.request_id), self._times(flight)
+
+    def _denoise(
+        self, flight: InFlight[Stream, Event, Request, Chunk]
+    ) -> InFlight[Stream, Event, Request, Chunk]:
+        streams, back = self._streams, self._streams.back
+        streams.wait(back, flight.front_end)
+        streams.record(flight.denoise_begin, back)
+        if flight.error is None:
+            try:
+                flight.lane.denoise(flight.request_id, back)
+            except Exception as error:
+                flight = dataclasses.replace(flight, error=error)
+        streams.record(flight.denoise_end, back)
+        return flight
 
     def _choose_front(self) -> Stream:
         alone = self._submitted == self._finished

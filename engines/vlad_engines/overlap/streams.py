@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Protocol, TypeVar
 
 Stream = TypeVar("Stream")
@@ -25,6 +26,19 @@ class DeviceStreams(Protocol[Stream, Event]):
     @property
     def back(self) -> Stream:
         """Where denoising runs. It goes first where both could run: its request is the older one."""
+        ...
+
+    @property
+    def denoise_late(self) -> bool:
+        """Whether denoising is enqueued once its prefix has ended, by the thread that waits for the device.
+
+        More kernels than the driver's queue takes hold up whoever enqueues them, until most of them have run:
+        enqueued together with their prefix, they would keep the next request from being enqueued meanwhile.
+        """
+        ...
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        """Lets the calling thread enqueue."""
         ...
 
     def event(self) -> Event:

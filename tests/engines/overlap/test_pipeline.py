@@ -17,10 +17,11 @@ from vlad_engines.overlap.pipeline import Finished, OverlappedPipeline
 Pipeline = OverlappedPipeline[Any, Any, Any, Any]
 
 
-@pytest.fixture
-def streams() -> Iterator[RunningStreams]:
+@pytest.fixture(params=[False, True], ids=["", "denoise late"])
+def streams(request: pytest.FixtureRequest) -> Iterator[RunningStreams]:
     choice = random.Random(0)
     streams = RunningStreams(choice.randrange)
+    streams.denoise_late = request.param
     yield streams
     streams.close()
 

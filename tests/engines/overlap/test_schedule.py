@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.support.scripted_device import (
+    LatePartedStreams,
+    LateStreams,
     PartedStreams,
     RaceError,
     ScriptedEvent,
@@ -70,7 +72,7 @@ def run(requests: int, lanes: int, choices: bytes, make: Streams = ScriptedStrea
     assert 0 <= meter.report.fraction <= 1
 
 
-@pytest.mark.parametrize("make", [ScriptedStreams, PartedStreams])
+@pytest.mark.parametrize("make", [ScriptedStreams, PartedStreams, LateStreams, LatePartedStreams])
 @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(requests=st.integers(2, 4), lanes=st.integers(2, 3), choices=INTERLEAVINGS)
 def test_every_request_gets_its_own_chunk_in_every_interleaving(
@@ -144,6 +146,13 @@ class GivesTheLaneAwayDuringDenoising(DenoisesAfterVision):
         super().synchronize(self._recorded[self._recorded.index(event) - 1])
 
 
+class NeverWaitsWhenLate(LateStreams):
+    """Neither for the end of the prefix nor for that of denoising."""
+
+    def synchronize(self, event: ScriptedEvent) -> None:
+        pass
+
+
 class RunsTwoFrontsAtOnce(PartedStreams):
     """The front stages change streams without waiting for those of the request before."""
 
@@ -160,6 +169,7 @@ class RunsTwoFrontsAtOnce(PartedStreams):
         WaitsBeforeRecording,
         NeverWaitsForTheDevice,
         GivesTheLaneAwayDuringDenoising,
+        NeverWaitsWhenLate,
         RunsTwoFrontsAtOnce,
     ],
 )
@@ -206,9 +216,12 @@ class BrokenLane(ScriptedLane):
         super()._stage(stream, name, source, target)
 
 
+@pytest.mark.parametrize("make", [ScriptedStreams, LateStreams])
 @pytest.mark.parametrize("stage", ["vision", "prefix", "denoise"])
-def test_a_stage_that_fails_gives_its_lane_back_only_after_what_was_enqueued(stage: str) -> None:
-    streams = ScriptedStreams(lambda count: count - 1)
+def test_a_stage_that_fails_gives_its_lane_back_only_after_what_was_enqueued(
+    stage: str, make: Streams
+) -> None:
+    streams = make(lambda count: count - 1)
     schedule: OverlapSchedule[Any, Any, Any, Any] = OverlapSchedule(streams)
     flight = schedule.submit(BrokenLane(stage), 0, "request")
     with pytest.raises(EngineError, match=f"{stage} is broken"):
@@ -229,9 +242,11 @@ def test_a_request_that_does_not_fit_enqueues_nothing() -> None:
 # ---- time ----
 
 
-def serve(requests: list[tuple[float, float, float]], lanes: int) -> tuple[TimedStreams, OverlapMeter]:
+def serve(
+    requests: list[tuple[float, float, float]], lanes: int, streams: TimedStreams | None = None
+) -> tuple[TimedStreams, OverlapMeter]:
     """Keep as many in flight as there are lanes."""
-    streams = TimedStreams()
+    streams = TimedStreams() if streams is None else streams
     schedule: OverlapSchedule[Any, Any, Any, int] = OverlapSchedule(streams)
     free = collections.deque(TimedLane() for _ in range(lanes))
     flights: collections.deque[InFlight[Any, Any, Any, int]] = collections.deque()
@@ -264,6 +279,20 @@ def test_back_to_back_requests_take_the_longer_of_the_two_streams(
     assert meter.report.overlapped_seconds == pytest.approx(19 * shorter)
     assert meter.report.busy_seconds == pytest.approx(streams.now)
     assert meter.report.fraction == pytest.approx(19 * shorter / streams.now)
+
+
+@pytest.mark.parametrize(("late", "period"), [(False, 8.0), (True, 5.0)])
+def test_kernels_that_the_queue_does_not_take_hold_no_other_request_up_when_enqueued_late(
+    late: bool, period: float
+) -> None:
+    streams, meter = serve([(1.0, 4.0, 5.0)] * 20, 3, TimedStreams(queue_s=2.0, denoise_late=late))
+    assert streams.now == pytest.approx(10.0 + 19 * period)
+    assert meter.report.overlapped_seconds == pytest.approx(19 * (10.0 - period))
+
+
+def test_a_lone_request_takes_no_longer_when_its_denoising_is_enqueued_late() -> None:
+    streams, _ = serve([(1.0, 4.0, 5.0)], 3, TimedStreams(queue_s=2.0, denoise_late=True))
+    assert streams.now == pytest.approx(10.0)
 
 
 def test_stage_seconds_leave_out_the_wait_for_the_other_stream() -> None:

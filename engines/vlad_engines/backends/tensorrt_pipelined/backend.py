@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +28,7 @@ from vlad_engines.backends.tensorrt.loaded_engine import LoadedEngine
 from vlad_engines.backends.tensorrt.slot import Array, choose_key
 from vlad_engines.backends.tensorrt_pipelined.device_order import DeviceOrder
 from vlad_engines.backends.tensorrt_pipelined.lane import Batch, SharedContexts, TensorRtLane
+from vlad_engines.backends.tensorrt_pipelined.launching import holds_up
 from vlad_engines.backends.tensorrt_pipelined.sharing import Choice, choose_spared
 from vlad_engines.checkpoint.demo import cache_directory
 from vlad_engines.export.spec import COMPONENTS, Component, ShapeKey
@@ -38,6 +40,8 @@ from vlad_engines.processing.model_inputs import ModelInputs
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger("vlad.tensorrt")
 
 Pipeline = OverlappedPipeline[Stream, Event, Batch, Chunks]
 
@@ -156,12 +160,17 @@ class PipelinedTensorRtBackend(TensorRtBackend):
         if self._prepared:
             return
         self._pipeline.drain()
+        order, batch = self._order, self._empty_batch(self._keys[0])
+        order.denoise_late = holds_up(order, self._lanes[0], batch)
+        if order.denoise_late:
+            logger.info("denoising is enqueued after its prefix: its kernels are more than the queue takes")
         choice = Choice(
             engine_cache(cache_directory()).folder,
             self._device,
             [self._engines[component].manifest for component in COMPONENTS],
+            denoise_late=order.denoise_late,
         )
-        choose_spared(self._device, self._order, self._lanes, self._empty_batch(self._keys[0]), choice)
+        choose_spared(self._device, order, self._lanes, batch, choice)
 
     def _empty_batch(self, key: ShapeKey) -> Batch:
         sample, noise = empty_request(self._config, key), self._no_noise()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from vlad_engines.backends.tensorrt.device import Device, Event, Stream
 
 
@@ -18,6 +20,8 @@ class DeviceOrder:
         self.front, self.back = device.create_stream(), device.create_stream(urgent=True)
         self.beside = self.front
         self.spared = 0
+        self.denoise_late = False
+        """See `overlap.streams.DeviceStreams.denoise_late`; found out by `launching.holds_up`."""
 
     def spare(self, multiprocessors: int) -> None:
         """Keep so many multiprocessors free for denoising from now on; 0 for none. Nothing may be in flight.
@@ -31,6 +35,10 @@ class DeviceOrder:
     def use(self, beside: Stream, spared: int) -> None:
         """Go back to a stream of an earlier `spare`. Nothing may be in flight."""
         self.beside, self.spared = beside, spared
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        """See `overlap.streams.DeviceStreams.active`."""
+        return self._device.active()
 
     def event(self) -> Event:
         """See `overlap.streams.DeviceStreams.event`."""

@@ -51,10 +51,19 @@ class Choice:
     Args:
         folder: where it is kept.
         manifests: of the engines.
+        denoise_late: as of the streams that it is tried with.
     """
 
-    def __init__(self, folder: pathlib.Path, device: Device, manifests: Sequence[EngineManifest]) -> None:
-        of = [device.name, device.multiprocessors, *(manifest.plan_digest for manifest in manifests)]
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        device: Device,
+        manifests: Sequence[EngineManifest],
+        *,
+        denoise_late: bool,
+    ) -> None:
+        plans = [manifest.plan_digest for manifest in manifests]
+        of = [device.name, device.multiprocessors, denoise_late, *plans]
         digest = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:24]
         self._path = folder / f"sharing-{digest}.json"
 
