@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-wire demo-libero libero test lint format types check ci build prometheus nginx clean
+.PHONY: help setup demo demo-wire libero test lint format types check ci build prometheus nginx clean
 
 help:
-	@echo "make demo        daemon on the embedded policy, a client replaying real observations, a plot"
-	@echo "make demo-libero the closed loop: a daemon, a simulated arm and three instructions, a film"
+	@echo "make demo        the closed loop: a daemon, a simulated arm, three instructions, a film"
+	@echo "make demo-wire   without the simulator: a client replaying real observations, a plot"
 	@echo "make test        the test suite                     (ARGS=... goes to pytest)"
 	@echo "make check       lint and types                     (make lint, make types, make format)"
 	@echo "make ci          everything that CI runs"
@@ -25,20 +25,17 @@ setup:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "vlad needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
 	@$(PYTHON) scripts/set_up.py $(VENV)
 
-# Without a simulator.
+demo: libero
+	@$(BIN)/python scripts/demo_libero.py
+
 demo-wire: setup
 	@$(BIN)/python scripts/demo.py
-
-demo: demo-wire
 
 # The simulator without what its packages require and never import, see docs/libero.md.
 libero: setup
 	@$(BIN)/python -c 'import libero, robosuite, mujoco' 2>/dev/null || { \
 	    $(BIN)/python -m pip install --quiet -e '.[libero]' && \
 	    $(BIN)/python -m pip install --quiet --no-deps hf-libero==0.1.4 robosuite==1.4.0 bddl==1.0.1; }
-
-demo-libero: libero
-	@$(BIN)/python scripts/demo_libero.py
 
 test: setup
 	@$(BIN)/python -m pytest $(ARGS)

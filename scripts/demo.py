@@ -1,6 +1,6 @@
 """The demo: a daemon on the embedded policy, a client that replays real observations, a clean stop.
 
-Run by `make demo`. Leaves the log and the plot in `out/demo`; ends the daemon whatever happens.
+Run by `make demo-wire`. Leaves the log and the plot in `out/demo-wire`; ends the daemon whatever happens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-OUT = ROOT / "out" / "demo"
+OUT = ROOT / "out" / "demo-wire"
 
 READY_WITHIN_S = 300.0
 STOPPED_WITHIN_S = 45.0

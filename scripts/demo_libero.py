@@ -1,7 +1,7 @@
 """The closed loop: a daemon, a simulated robot arm that obeys instructions, a film of it.
 
-Runs three tasks of LIBERO-Spatial, one episode each, against `serve_policy --checkpoint CHECKPOINT`.
-Leaves the log, the results and `demo.gif` in `out/demo-libero`; ends the daemon whatever happens.
+Run by `make demo`: three tasks of LIBERO-Spatial, one episode each, against `serve_policy --checkpoint
+CHECKPOINT`. Leaves the log, the results and `demo.gif` in `out/demo`; ends the daemon whatever happens.
 Needs the simulator, see docs/libero.md, and a checkpoint that was trained for it.
 """
 
@@ -23,11 +23,12 @@ sys.path.insert(0, str(ROOT))
 
 from scripts import demo  # noqa: E402
 
-OUT = ROOT / "out" / "demo-libero"
+OUT = ROOT / "out" / "demo"
 EVALUATION = OUT / "evaluation"
 
-# Next to another object, in the drawer, on the cabinet: scenes that only the instruction tells apart.
-TASKS = (0, 4, 9)
+# Between plate and ramekin, on the ramekin, on the stove: scenes that only the instruction tells apart, and that
+# the embedded policy masters.
+TASKS = (0, 5, 7)
 GIF_FPS = 10.0
 _BANNER_PX = 28
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import importlib.util
 import io
@@ -96,10 +97,11 @@ def import_libero(assets: AssetTree) -> ModuleType:
     assets where it finds none: both are answered beforehand.
 
     Raises:
-        SimulatorMissingError: where a package is missing.
+        SimulatorMissingError: where a package, or what draws pictures, is missing.
     """
     directory = libero_directory()
     os.environ.setdefault("MUJOCO_GL", "egl")
+    _require_egl()
     # Softpipe threads of several simulators fight for the same cores.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     _provide_configuration(directory)
@@ -117,6 +119,19 @@ def import_libero(assets: AssetTree) -> ModuleType:
     libero.libero._assets_path_cache = str(assets.directory)
     module: ModuleType = libero.libero.envs.env_wrapper
     return module
+
+
+def _require_egl() -> None:
+    """MuJoCo's own words for a missing library are about an attribute of None."""
+    if os.environ["MUJOCO_GL"] != "egl":
+        return
+    try:
+        ctypes.CDLL("libEGL.so.1")
+    except OSError as error:
+        raise SimulatorMissingError(
+            f"pictures cannot be drawn: {error}; on Debian and Ubuntu: apt install libegl1 libegl-mesa0 "
+            "libgl1-mesa-dri; or MUJOCO_GL=osmesa, where that is installed"
+        ) from error
 
 
 def _provide_configuration(directory: pathlib.Path) -> None:
