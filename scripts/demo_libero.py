@@ -26,8 +26,8 @@ from scripts import demo  # noqa: E402
 OUT = ROOT / "out" / "demo"
 EVALUATION = OUT / "evaluation"
 
-# Between plate and ramekin, on the ramekin, on the stove: scenes that only the instruction tells apart, and that
-# the embedded policy masters.
+# Between plate and ramekin, on the ramekin, on the stove: only the instruction tells these scenes apart, and
+# the embedded policy masters them.
 TASKS = (0, 5, 7)
 GIF_FPS = 10.0
 _BANNER_PX = 28
