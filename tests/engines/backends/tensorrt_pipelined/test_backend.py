@@ -22,6 +22,7 @@ from vlad_engines.backends.tensorrt.backend import TensorRtBackend
 from vlad_engines.backends.tensorrt.checkpoint_graphs import CheckpointGraphs
 from vlad_engines.backends.tensorrt.engine_plans import BuiltPlans, engine_cache
 from vlad_engines.backends.tensorrt.manifest import BuildSettings
+from vlad_engines.backends.tensorrt_pipelined import backend as pipelined_backend
 from vlad_engines.backends.tensorrt_pipelined.backend import PipelinedTensorRtBackend
 from vlad_engines.backends.tensorrt_pipelined.lane import DeviceOrder, TensorRtLane
 
@@ -81,6 +82,23 @@ def test_requests_in_flight_get_the_chunks_of_the_sequential_backend_bit_by_bit(
     for index, future in zip(order, futures, strict=True):
         assert future.result(60).actions.tobytes() == expected[index].tobytes()
     assert pipelined.overlap.requests >= 40
+
+
+def test_denoising_that_is_enqueued_late_gives_the_same_chunks(
+    sequential: TensorRtBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pipelined_backend, "holds_up", lambda *_: True)
+    backend = make(PipelinedTensorRtBackend)
+    with caplog.at_level("INFO", "vlad.tensorrt"):
+        backend.warm_up(lambda stage, fraction: None)
+    assert "denoising is enqueued after its prefix" in caplog.text
+    requests = [request(seed) for seed in range(6)]
+    expected = [sequential.infer(*each).actions for each in requests]
+    order = random.Random(1).choices(range(6), k=40)
+    futures = [backend.start(*requests[index]) for index in order]
+    for index, future in zip(order, futures, strict=True):
+        assert future.result(60).actions.tobytes() == expected[index].tobytes()
+    backend.close()
 
 
 def test_without_the_wait_for_the_prefix_the_chunks_are_wrong(
