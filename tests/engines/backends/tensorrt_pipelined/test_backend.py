@@ -51,6 +51,16 @@ def request(seed: int) -> tuple[Any, Any]:
     return model_inputs(batch), batch.noise[0].numpy()
 
 
+def require_the_chunks_of(sequential: TensorRtBackend, pipelined: PipelinedTensorRtBackend) -> None:
+    """Forty requests in flight, each bit for bit as the sequential backend computes it."""
+    requests = [request(seed) for seed in range(6)]
+    expected = [sequential.infer(*each).actions for each in requests]
+    order = random.Random(0).choices(range(6), k=40)
+    futures = [pipelined.start(*requests[index]) for index in order]
+    for index, future in zip(order, futures, strict=True):
+        assert future.result(60).actions.tobytes() == expected[index].tobytes()
+
+
 @pytest.fixture(scope="module")
 def sequential() -> Iterator[TensorRtBackend]:
     backend = make(TensorRtBackend)
@@ -75,12 +85,7 @@ def test_it_offers_what_its_interfaces_promise(pipelined: PipelinedTensorRtBacke
 def test_requests_in_flight_get_the_chunks_of_the_sequential_backend_bit_by_bit(
     pipelined: PipelinedTensorRtBackend, sequential: TensorRtBackend
 ) -> None:
-    requests = [request(seed) for seed in range(6)]
-    expected = [sequential.infer(*each).actions for each in requests]
-    order = random.Random(0).choices(range(6), k=40)
-    futures = [pipelined.start(*requests[index]) for index in order]
-    for index, future in zip(order, futures, strict=True):
-        assert future.result(60).actions.tobytes() == expected[index].tobytes()
+    require_the_chunks_of(sequential, pipelined)
     assert pipelined.overlap.requests >= 40
 
 
@@ -92,12 +97,7 @@ def test_denoising_that_is_enqueued_late_gives_the_same_chunks(
     with caplog.at_level("INFO", "vlad.tensorrt"):
         backend.warm_up(lambda stage, fraction: None)
     assert "denoising is enqueued after its prefix" in caplog.text
-    requests = [request(seed) for seed in range(6)]
-    expected = [sequential.infer(*each).actions for each in requests]
-    order = random.Random(1).choices(range(6), k=40)
-    futures = [backend.start(*requests[index]) for index in order]
-    for index, future in zip(order, futures, strict=True):
-        assert future.result(60).actions.tobytes() == expected[index].tobytes()
+    require_the_chunks_of(sequential, backend)
     backend.close()
 
 
