@@ -54,7 +54,7 @@ def errors(variant: str, steps: int) -> list[float]:
         tokens = nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
         prefix = Prefix(model.embed_prompt(tokens), lengths)
         cache = model.compute_prefix_kv_cache(prefix)
-        conditioning = model.time_conditioning(torch.ones(BATCH))
+        conditioning = model.as_conditioning(model.time_conditioning(torch.ones(BATCH)))
         nothing = torch.zeros(BATCH, config.action_horizon, config.action_dim)
         suffix = model.place_suffix(tokens.shape[1], lengths)
         answer = model.denoise_step_with_cache(nothing, conditioning, nothing[:, 0], cache, suffix)

@@ -231,7 +231,7 @@ def test_prefix_velocity_and_actions(
             golden = case.golden(variant, f"{name}_rms_per_layer")
             assert_within(rms, golden, (rms_limit, rms_limit), f"{label} {name}_rms_per_layer")
 
-        conditioning = model.time_conditioning(torch.ones(1, device=device))
+        conditioning = model.as_conditioning(model.time_conditioning(torch.ones(1, device=device)))
         suffix = model.place_suffix(prefix.embeddings.shape[1])
         ours = model.denoise_step_with_cache(noise, conditioning, observation.state, cache, suffix)
         # No sum over steps evens out the errors of a single velocity.

@@ -71,7 +71,7 @@ def velocity(case: ModelCase, model: Pi0, x_t: Tensor, time: Tensor) -> Tensor:
     prefix, cache = prefix_of(case, model)
     with torch.inference_mode():
         suffix = model.place_suffix(prefix.embeddings.shape[1], prefix.lengths)
-        conditioning = model.time_conditioning(time)
+        conditioning = model.as_conditioning(model.time_conditioning(time))
         return model.denoise_step_with_cache(x_t, conditioning, case.tensor("state"), cache, suffix)
 
 
@@ -186,7 +186,7 @@ def test_prefix_output_once_the_part_that_inference_leaves_out_is_added(case: Mo
 def test_suffix_embeddings_and_blocks(case: ModelCase) -> None:
     model, noise = network(case.config), case.tensor("noise")
     with torch.inference_mode():
-        conditioning = model.time_conditioning(torch.ones(1))
+        conditioning = model.as_conditioning(model.time_conditioning(torch.ones(1)))
         ours = model.embed_suffix(noise, conditioning, case.tensor("state"))
     assert_near(ours, case.tensor("suffix_embs_t1"), FLOAT32)
     assert torch.equal(

@@ -18,7 +18,7 @@ def dense_velocity(model: Pi0, batch: PaddedBatch, x_t: Tensor, time: Tensor) ->
     """The velocity `[B, H, A]` of `x_t` at `time` `[B]`."""
     config = model.config
     images = torch.cat([model.embed_images(image) for image in batch.images.unbind(1)], dim=1)
-    conditioning = model.time_conditioning(time)
+    conditioning = model.as_conditioning(model.time_conditioning(time))
     streams = [
         torch.cat((images, model.embed_prompt(batch.tokens)), dim=1),
         model.embed_suffix(x_t, conditioning, batch.state),
@@ -34,7 +34,7 @@ def dense_velocity(model: Pi0, batch: PaddedBatch, x_t: Tensor, time: Tensor) ->
     allowed = (blocks[None, :] <= blocks[:, None]) & valid[:, None, :]
     positions = valid.long().cumsum(1) - 1
 
-    modulations = conditioning if config.family == "pi05" else [None] * (2 * config.expert.depth + 1)
+    modulations = [None] * (2 * config.expert.depth + 1) if isinstance(conditioning, Tensor) else conditioning
     for index, layers in enumerate(zip(model.vlm.layers, model.expert.layers, strict=True)):
         norms = [(None, None), modulations[2 * index : 2 * index + 2]]
         queries, keys, values, gates = [], [], [], []

@@ -85,7 +85,7 @@ def expected_guided(
     prefix = reference.embed_prefix(observation)
     cache = reference.compute_prefix_kv_cache(prefix)
     suffix = reference.place_suffix(prefix.embeddings.shape[1], prefix.lengths)
-    conditioning = reference.step_conditioning(STEPS)
+    conditioning = [reference.as_conditioning(each) for each in reference.step_conditioning(STEPS)]
 
     def velocity(step: int, x_t: torch.Tensor) -> torch.Tensor:
         return reference.denoise_step_with_cache(x_t, conditioning[step], observation.state, cache, suffix)

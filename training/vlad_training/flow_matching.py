@@ -73,14 +73,15 @@ class FlowMatchingLoss(nn.Module):
             given = torch.arange(actions.shape[1], device=draws.given.device)[None, :] < draws.given[:, None]
             time = torch.where(given, 0.0, draws.time[:, None])[:, :, None]
             x_t = time * draws.noise + (1 - time) * actions
-            conditioning = model.time_conditioning(draws.time)
+            of_time = model.time_conditioning(draws.time)
             if self._config.rtc_max_delay:
                 at_zero = model.time_conditioning(torch.zeros_like(draws.time))
-                conditioning = model.frozen_conditioning(conditioning, at_zero, given)
+                of_time = model.frozen_conditioning(of_time, at_zero, given)
+            conditioning = model.as_conditioning(of_time)
             tokens = model.embed_suffix(x_t, conditioning, state)
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
             suffix = model.place_suffix(prefix.embeddings.shape[1], lengths, start)
-            modulations = conditioning if model.config.family == "pi05" else None
+            modulations = None if isinstance(conditioning, Tensor) else conditioning
             hidden = model.expert(tokens, suffix, cache, modulations)
         with torch.autocast(device, enabled=False):
             velocity = model.action_out_proj(hidden[:, -model.config.action_horizon :].float())

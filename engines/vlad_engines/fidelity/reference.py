@@ -76,7 +76,7 @@ def trace_model(
         prefix = prune_prefix(vision_tokens, prefix.embeddings[:, vision_length:], pruning).prefix
     cache = model.compute_prefix_kv_cache(prefix)
     suffix = model.place_suffix(prefix.embeddings.shape[1], prefix.lengths, prefix.suffix_start)
-    conditioning = model.step_conditioning(num_steps)
+    conditioning = [model.as_conditioning(each) for each in model.step_conditioning(num_steps)]
 
     def velocity(step: int, x_t: Tensor) -> Tensor:
         return model.denoise_step_with_cache(x_t, conditioning[step], observation.state, cache, suffix)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,28 @@ class TokenPlacement(NamedTuple):
     bias: Tensor | None
 
 
+class Modulation(NamedTuple):
+    """What an adaptive norm takes from its condition, each `[B, 1 or T, width]` float32.
+
+    Attributes:
+        factor: 1 + scale.
+        shift: added behind it.
+        gate: of the branch that the norm feeds.
+    """
+
+    factor: Tensor
+    shift: Tensor
+    gate: Tensor
+
+
+def split_modulations(modulations: Tensor) -> tuple[Modulation, ...]:
+    """`GemmaStack.modulations`, also with T instead of 1 tokens, to one for each norm, in its order."""
+    scale, shift, gate = modulations.unbind(1)
+    return tuple(
+        map(Modulation._make, zip((1.0 + scale).unbind(), shift.unbind(), gate.unbind(), strict=True))
+    )
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm with weight 1 + w, computed in float32."""
 
@@ -39,7 +61,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, modulation: Modulation | None = None) -> tuple[Tensor, None]:
         """Norm `[..., width]`. Neither takes a modulation nor gates what follows."""
         return (_normalize(x) * (1.0 + self.weight)).to(x.dtype), None
 
@@ -56,15 +78,11 @@ class AdaptiveRMSNorm(nn.Module):
         dense: Tensor = self.dense(condition)
         return torch.stack(dense.unsqueeze(1).chunk(3, dim=-1))
 
-    def forward(self, x: Tensor, modulation: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Norm `[B, T, width]`; returns it and the gate for the branch that it feeds.
-
-        Args:
-            modulation: `[3, B, 1 or T, width]`, one for all tokens or one for each; the gate likewise.
-        """
+    def forward(self, x: Tensor, modulation: Modulation | None) -> tuple[Tensor, Tensor]:
+        """Norm `[B, T, width]`; returns it and the gate for the branch that it feeds."""
         assert modulation is not None
-        scale, shift, gate = modulation
-        return (_normalize(x) * (1.0 + scale) + shift).to(x.dtype), gate.to(x.dtype)
+        factor, shift, gate = modulation
+        return torch.addcmul(shift, _normalize(x), factor).to(x.dtype), gate.to(x.dtype)
 
 
 def gated_sum(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
@@ -135,7 +153,7 @@ class GemmaLayer(nn.Module):
         x: Tensor,
         placement: TokenPlacement,
         past: KeyValue | None = None,
-        modulations: tuple[Tensor | None, Tensor | None] = (None, None),
+        modulations: Sequence[Modulation | None] = (None, None),
     ) -> tuple[Tensor, KeyValue]:
         """Run the layer.
 
@@ -187,24 +205,26 @@ class GemmaStack(nn.Module):
         yield last.key_value(x, placement)
 
     def forward(
-        self, x: Tensor, placement: TokenPlacement, past: KeyValue, modulations: Tensor | None
+        self,
+        x: Tensor,
+        placement: TokenPlacement,
+        past: KeyValue,
+        modulations: Sequence[Modulation] | None,
     ) -> Tensor:
         """Run tokens through the stack.
 
         Args:
             x: `[B, T, width]`.
             past: keys and values of earlier tokens, each `[depth, B, kv_heads, K, head_dim]`.
-            modulations: from `modulations`, with B or 1 samples, also with T instead of 1 tokens; None for
-                plain norms.
+            modulations: from `split_modulations`, with B or 1 samples; None for plain norms.
 
         Returns:
             `[B, T, width]` after the final norm.
         """
-        count = 2 * len(self.layers) + 1
-        modulation = (None,) * count if modulations is None else modulations.unbind()
+        of_norms: Sequence[Modulation | None] = modulations or (None,) * (2 * len(self.layers) + 1)
         for index, (layer, keys, values) in enumerate(zip(self.layers, *past, strict=True)):
-            x, _ = layer(x, placement, (keys, values), modulation[2 * index : 2 * index + 2])
-        normed: Tensor = self.norm(x, modulation[-1])[0]
+            x, _ = layer(x, placement, (keys, values), of_norms[2 * index : 2 * index + 2])
+        normed: Tensor = self.norm(x, of_norms[-1])[0]
         return normed
 
 

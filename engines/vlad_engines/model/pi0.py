@@ -19,11 +19,14 @@ from vlad_configs.models import CAMERA_SLOTS, ModelConfig
 from vlad_engines.model import openpi_names
 from vlad_engines.model.attention import additive_mask, block_mask
 from vlad_engines.model.flow import euler_path, euler_schedule, time_embedding
-from vlad_engines.model.gemma import GemmaStack, TokenPlacement
+from vlad_engines.model.gemma import GemmaStack, Modulation, TokenPlacement, split_modulations
 from vlad_engines.model.observation import Observation
 from vlad_engines.model.precision import Precision, parameter_dtype
 from vlad_engines.model.rope import rope_tables
 from vlad_engines.model.siglip import SiglipTower
+
+Conditioning = Tensor | tuple[Modulation, ...]
+"""pi0: `[B, expert width]`, or one per action, `[B, H, expert width]`. pi0.5: of every norm of the expert."""
 
 
 class KVCache(NamedTuple):
@@ -217,12 +220,16 @@ class Pi0(nn.Module):
             frozen: `[B, H]` bool.
 
         Returns:
-            A conditioning per action, for `denoise_step_with_cache`. pi0: `[B, H, expert width]`. pi0.5:
+            A conditioning per action, for `as_conditioning`. pi0: `[B, H, expert width]`. pi0.5:
             `[2 * depth + 1, 3, B, H, expert width]`.
         """
         if self.config.family == "pi0":
             return torch.where(frozen[:, :, None], at_zero[:, None], conditioning[:, None])
         return torch.where(frozen[:, :, None], at_zero, conditioning)
+
+    def as_conditioning(self, conditioning: Tensor) -> Conditioning:
+        """From `time_conditioning` or `frozen_conditioning` to what `denoise_step_with_cache` takes."""
+        return conditioning if self.config.family == "pi0" else split_modulations(conditioning)
 
     def place_suffix(
         self, prefix_length: int, lengths: Tensor | None = None, start: Tensor | None = None
@@ -243,25 +250,25 @@ class Pi0(nn.Module):
             cos, sin = self._rope(positions + first[:, None])
         return TokenPlacement(cos, sin, self._suffix_bias(prefix_length, lengths))
 
-    def embed_suffix(self, x_t: Tensor, conditioning: Tensor, state: Tensor) -> Tensor:
+    def embed_suffix(self, x_t: Tensor, conditioning: Conditioning, state: Tensor) -> Tensor:
         """Noisy actions `[B, H, A]`, and for pi0 state and time, to float32 tokens `[B, S, expert width]`."""
         actions: Tensor = self.action_in_proj(x_t)
         if self.config.family == "pi05":
             return actions
+        assert isinstance(conditioning, Tensor)
         per_action = conditioning if conditioning.ndim == 3 else conditioning[:, None]
         time = per_action.expand_as(actions)
         mixed = F.silu(self.action_time_mlp_in(torch.cat((actions, time), dim=-1)))
         return torch.cat((self.state_proj(state)[:, None], self.action_time_mlp_out(mixed)), dim=1)
 
     def denoise_step_with_cache(
-        self, x_t: Tensor, conditioning: Tensor, state: Tensor, cache: KVCache, suffix: TokenPlacement
+        self, x_t: Tensor, conditioning: Conditioning, state: Tensor, cache: KVCache, suffix: TokenPlacement
     ) -> Tensor:
         """The velocity at one time.
 
         Args:
             x_t: `[B, H, A]` float32.
-            conditioning: from `time_conditioning`, one time for all samples or one for each; or from
-                `frozen_conditioning`.
+            conditioning: from `as_conditioning`: one for all samples, one for each, or one for each action.
             state: `[B, A]` float32.
             cache: of the prefix; it is not changed.
             suffix: from `place_suffix`.
@@ -270,7 +277,7 @@ class Pi0(nn.Module):
             v_t `[B, H, A]` float32.
         """
         tokens = self.embed_suffix(x_t, conditioning, state).to(self.activation_dtype)
-        modulations = conditioning if self.config.family == "pi05" else None
+        modulations = None if isinstance(conditioning, Tensor) else conditioning
         hidden = self.expert(tokens, suffix, cache, modulations)
         velocity: Tensor = self.action_out_proj(hidden[:, -self.config.action_horizon :].float())
         return velocity
@@ -287,7 +294,7 @@ class Pi0(nn.Module):
         prefix = self.embed_prefix(observation)
         cache = self.compute_prefix_kv_cache(prefix)
         suffix = self.place_suffix(prefix.embeddings.shape[1], prefix.lengths, prefix.suffix_start)
-        conditioning = self.step_conditioning(num_steps)
+        conditioning = [self.as_conditioning(each) for each in self.step_conditioning(num_steps)]
 
         def velocity(step: int, x_t: Tensor) -> Tensor:
             seen = cache if enable_kv_cache else self.compute_prefix_kv_cache(prefix)

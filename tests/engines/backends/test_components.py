@@ -10,6 +10,7 @@ import torch
 
 from tests.support.tiny_networks import model_inputs, padded_batch, random_weights, tiny_config
 from vlad_configs.errors import EngineError
+from vlad_engines.backends.pytorch import components
 from vlad_engines.backends.pytorch.components import make_components
 from vlad_engines.components import Components, Slot
 from vlad_engines.model.pi0 import Pi0
@@ -31,8 +32,8 @@ def load(slot: Slot, request_id: int, image_mask: list[bool], prompt_length: int
 
 @pytest.mark.parametrize("stage", Components._fields)
 def test_every_component_refuses_a_slot_that_holds_another_request(stage: str) -> None:
-    components, slot = make_parts()
-    component = getattr(components, stage)
+    parts, slot = make_parts()
+    component = getattr(parts, stage)
     with pytest.raises(EngineError, match="slot holds request None, a stage expected request 1"):
         component(slot, 1)
     load(slot, 1, [True, True, False], 5)
@@ -41,6 +42,29 @@ def test_every_component_refuses_a_slot_that_holds_another_request(stage: str) -
     load(slot, 2, [True, True, False], 5)
     with pytest.raises(EngineError, match="slot holds request 2, a stage expected request 1"):
         component(slot, 1)
+
+
+@pytest.mark.parametrize(("worth", "threads"), [(1, 2), (10**9, 1)])
+def test_small_denoising_runs_in_one_thread_and_leaves_the_others_to_the_rest(
+    worth: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(components, "WORTH_A_THREAD", worth)
+    model = Pi0.from_openpi_weights(CONFIG, random_weights(CONFIG))
+    parts = make_components(model, num_steps=2, enable_kv_cache=True)
+    slot = Slot(CONFIG, torch.float32, CPU, 2)
+    load(slot, 1, [True, True, False], 5)
+    seen = []
+    model.action_out_proj.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            for part in parts:
+                part(slot, 1)
+        assert seen == [threads, threads]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_refused_request_does_not_take_the_slot() -> None:
@@ -100,15 +124,15 @@ def test_a_slot_guides_the_request_that_asks_for_it_and_not_the_next_one() -> No
 
 
 def test_prefix_writes_the_cache_that_denoise_reads() -> None:
-    components, slot = make_parts()
+    parts, slot = make_parts()
     load(slot, 1, [True, True, False], 5)
     with torch.inference_mode():
-        components.vision(slot, 1)
-        components.prefix(slot, 1)
-        components.denoise(slot, 1)
+        parts.vision(slot, 1)
+        parts.prefix(slot, 1)
+        parts.denoise(slot, 1)
         actions = slot.actions.clone()
         for part in slot.cache:
             part.mul_(0.5)
-        components.denoise(slot, 1)
+        parts.denoise(slot, 1)
     assert actions.isfinite().all()
     assert not torch.allclose(slot.actions, actions, atol=1e-3)

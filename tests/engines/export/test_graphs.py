@@ -66,7 +66,7 @@ def reference_path(family: Family, batch: PaddedBatch) -> np.ndarray[Any, Any]:
         prefix = model.embed_prefix(observation)
         cache = model.compute_prefix_kv_cache(prefix)
         suffix = model.place_suffix(prefix.embeddings.shape[1], prefix.lengths)
-        conditioning = model.step_conditioning(STEPS)
+        conditioning = [model.as_conditioning(each) for each in model.step_conditioning(STEPS)]
 
         def velocity(step: int, x_t: torch.Tensor) -> torch.Tensor:
             return model.denoise_step_with_cache(x_t, conditioning[step], observation.state, cache, suffix)

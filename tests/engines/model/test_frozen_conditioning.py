@@ -24,7 +24,8 @@ def velocity(model: Pi0, conditioning: torch.Tensor) -> torch.Tensor:
     prefix = model.embed_prefix(observation)
     cache = model.compute_prefix_kv_cache(prefix)
     suffix = model.place_suffix(prefix.embeddings.shape[1])
-    return model.denoise_step_with_cache(batch.noise, conditioning, observation.state, cache, suffix)
+    given = model.as_conditioning(conditioning)
+    return model.denoise_step_with_cache(batch.noise, given, observation.state, cache, suffix)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,9 +50,10 @@ def test_each_action_is_conditioned_on_its_own_time(family: Family) -> None:
 
     def look(conditioning: torch.Tensor) -> torch.Tensor:
         """Where time enters first: the action tokens of pi0, the first norm of pi0.5."""
-        tokens = model.embed_suffix(x, conditioning, state)
+        given = model.as_conditioning(conditioning)
+        tokens = model.embed_suffix(x, given, state)
         if family == "pi05":
-            tokens = model.expert.layers[0].input_layernorm(tokens, conditioning[0])[0]  # type: ignore[operator]
+            tokens = model.expert.layers[0].input_layernorm(tokens, given[0])[0]  # type: ignore[operator]
         return tokens[:, -config.action_horizon :]
 
     assert torch.equal(look(mixed)[:, :2], look(zero)[:, :2])

@@ -32,7 +32,7 @@ def test_leaving_masked_tokens_out_equals_computing_and_masking_them(family: Fam
         prefix = model.embed_prefix(observation)
         ours = model.denoise_step_with_cache(
             batch.noise,
-            model.time_conditioning(time),
+            model.as_conditioning(model.time_conditioning(time)),
             batch.state,
             model.compute_prefix_kv_cache(prefix),
             model.place_suffix(prefix.embeddings.shape[1], prefix.lengths),

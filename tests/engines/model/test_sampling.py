@@ -103,7 +103,11 @@ def test_a_denoise_step_leaves_the_cache_alone() -> None:
         before = KVCache(cache.keys.clone(), cache.values.clone())
         suffix = model.place_suffix(prefix.embeddings.shape[1], prefix.lengths)
         model.denoise_step_with_cache(
-            batch.noise, model.time_conditioning(torch.ones(1)), batch.state, cache, suffix
+            batch.noise,
+            model.as_conditioning(model.time_conditioning(torch.ones(1))),
+            batch.state,
+            cache,
+            suffix,
         )
     assert torch.equal(cache.keys, before.keys)
     assert torch.equal(cache.values, before.values)

@@ -196,7 +196,7 @@ def test_masked_slots_change_nothing(positions: Positions) -> None:
         for prefix in (wide, tight):
             cache = model.compute_prefix_kv_cache(prefix)
             suffix = model.place_suffix(prefix.embeddings.shape[1], prefix.lengths, prefix.suffix_start)
-            conditioning = model.time_conditioning(torch.ones(1))
+            conditioning = model.as_conditioning(model.time_conditioning(torch.ones(1)))
             velocities.append(
                 model.denoise_step_with_cache(x_t, conditioning, torch.zeros(1, 6), cache, suffix)
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +14,11 @@ from vlad_engines.model.flow import euler_schedule
 from vlad_engines.model.guided_flow import guided_path
 from vlad_engines.model.pi0 import Pi0, Prefix
 from vlad_engines.model.token_pruner import prune_prefix
+
+WORTH_A_THREAD = 1_000_000
+"""Multiplications of a product from which on two threads were faster than one. An MLP of 0.7 million took
+136 us in one and 292 in two, of 2.0 million 313 and 228 (`python -m benchmarks.denoise_threads`, two cores of
+a Xeon). On a busy machine threads wait for each other far longer."""
 
 
 def make_components(
@@ -64,15 +70,18 @@ class TorchDenoise:
         self._enable_kv_cache = enable_kv_cache
         self._schedule = euler_schedule(num_steps)
         with torch.no_grad():
-            self._conditioning = model.step_conditioning(num_steps).unbind()
+            self._of_times = model.step_conditioning(num_steps).unbind()
             self._at_zero = model.time_conditioning(torch.zeros(1, device=model.rope_cos.device))
+            self._conditioning = [model.as_conditioning(each) for each in self._of_times]
+        self._in_one_thread = _gains_nothing_from_threads(model)
 
     def __call__(self, slot: Slot, request_id: int) -> None:
         """See `components.Denoise`."""
         slot.require(request_id)
         # Gradients cannot pass through tensors of inference mode, not even through constants.
         through_network = slot.guidance_mode == "guided_vjp"
-        with torch.inference_mode(not through_network), torch.no_grad():
+        threads = one_thread() if self._in_one_thread else contextlib.nullcontext()
+        with threads, torch.inference_mode(not through_network), torch.no_grad():
             for x_t in self.path(slot):
                 slot.actions.copy_(x_t)
 
@@ -88,7 +97,8 @@ class TorchDenoise:
                 fill_cache(model, slot)
             conditioning = self._conditioning[step]
             if frozen is not None:
-                conditioning = model.frozen_conditioning(conditioning, self._at_zero, frozen)
+                of_time = model.frozen_conditioning(self._of_times[step], self._at_zero, frozen)
+                conditioning = model.as_conditioning(of_time)
             return model.denoise_step_with_cache(x_t, conditioning, slot.state, cache, suffix)
 
         return guided_path(
@@ -98,6 +108,24 @@ class TorchDenoise:
             slot.guidance,
             through_network=slot.guidance_mode == "guided_vjp",
         )
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in the calling thread alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _gains_nothing_from_threads(model: Pi0) -> bool:
+    """Whether a product of the expert takes less time on a CPU than threads take to meet."""
+    expert = model.config.expert
+    products = model.suffix_length * expert.width * expert.mlp_dim
+    return model.rope_cos.device.type == "cpu" and products < WORTH_A_THREAD
 
 
 def fill_cache(model: Pi0, slot: Slot) -> None:
