@@ -82,8 +82,8 @@ def daemon(args: argparse.Namespace, sizes: str, devices: str) -> Iterator[tuple
     options += ["--batch-sizes", sizes]
     options += ["--precision", args.precision] if args.precision else []
     options += ["--devices", devices] if devices else []
-    with running_daemon(options) as (connection, startup_s):
-        yield connection.remote_address[1], startup_s
+    with running_daemon(options) as ready:
+        yield ready
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from websockets.protocol import State
 from websockets.sync.client import ClientConnection, connect
 
 from vlad_client.errors import PolicyConnectionError
+from vlad_client.large_frames import LEAST_BYTES, FrameBuffer
 
 HANDSHAKE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
@@ -33,6 +34,7 @@ class Connection:
     def __init__(self, uri: str, websocket: ClientConnection) -> None:
         self._uri = uri
         self._websocket = websocket
+        self._frames = FrameBuffer()
 
     def send(self, message: bytes) -> None:
         """Send a binary message.
@@ -42,7 +44,12 @@ class Connection:
                 `silence_s` of `open_connection`.
         """
         try:
-            self._websocket.send(message)
+            if len(message) < LEAST_BYTES:
+                self._websocket.send(message)
+                return
+            # Sent, and the buffer free again, when the block ends; nobody else sends meanwhile.
+            with self._websocket.send_context():
+                self._websocket.protocol.writes.append(self._frames.masked(message))  # type: ignore[arg-type]
         except ConnectionClosed as closed:
             raise self._broken(closed) from closed
 

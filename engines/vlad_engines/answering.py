@@ -2,8 +2,8 @@
 
 What needs no device is done beside it: the next requests are prepared while it computes, by a thread of its
 own. A request that finds the device idle is prepared by the thread that called `answer`, which waits for it
-itself: a switch of threads less for a lone robot. Everything that touches the device stays in that thread,
-but for policies that overlap requests themselves.
+itself; the other one sleeps on, because two threads that wake up for one message hold each other up.
+Everything that touches the device stays in that thread, but for policies that overlap requests themselves.
 """
 
 from __future__ import annotations
@@ -36,14 +36,22 @@ Send = Callable[[protocol.Message], None]
 
 
 class Inbox(Protocol):
-    """Where messages of the server come from. One thread at a time receives; any may poll meanwhile."""
+    """Where messages of the server come from. One thread at a time receives; another may watch meanwhile."""
 
     def receive(self) -> protocol.Message | None:
         """Wait for the next message; None once the server is gone."""
         ...
 
-    def poll(self, timeout_s: float | None) -> bool:
-        """Wait until `receive` would not; True where it would not, None for a timeout waits for ever."""
+    def has_message(self) -> bool:
+        """True where `receive` would return at once."""
+        ...
+
+    def watch(self) -> None:
+        """Wait until `has_message` while `wake_watcher` is on."""
+        ...
+
+    def wake_watcher(self, is_on: bool) -> None:
+        """Whether a message ends `watch`; it does until told otherwise. Takes a microsecond."""
         ...
 
 
@@ -160,15 +168,20 @@ def answer(
     def prepare_ahead() -> None:
         batch: list[_Prepared] | None = None
         while batch != []:
-            inbox.poll(None)
+            inbox.watch()
             with taking:
-                # Unless the answering thread has taken it, which had nothing to do and waited as well.
-                if inbox.poll(0.0):
+                # Unless the answering thread has taken it, which had nothing to do any more.
+                if inbox.has_message():
                     prepared.put(batch := take())
 
     def next_batch() -> list[_Prepared]:
         with taking:
-            return take() if prepared.empty() else prepared.get()
+            if not prepared.empty():
+                return prepared.get()
+            inbox.wake_watcher(False)
+            batch = take()
+            inbox.wake_watcher(True)
+            return batch
 
     threading.Thread(target=prepare_ahead, name="preparer", daemon=True).start()
     between()

@@ -96,15 +96,22 @@ class _Inbox:
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
+        self._watched, self._anything = select.epoll(), select.poll()
+        self._watched.register(link, select.EPOLLIN)
+        self._anything.register(link, select.POLLIN)
 
     def receive(self) -> protocol.Message | None:
         return _receive(self._link)
 
-    def poll(self, timeout_s: float | None) -> bool:
-        # One for each call: a poll object must not be used by two threads at once.
-        poll = select.poll()
-        poll.register(self._link, select.POLLIN)
-        return bool(poll.poll(None if timeout_s is None else 1e3 * timeout_s))
+    def has_message(self) -> bool:
+        return bool(self._anything.poll(0))
+
+    def watch(self) -> None:
+        self._watched.poll()
+
+    def wake_watcher(self, is_on: bool) -> None:
+        # This holds for a thread that is in `watch` already.
+        self._watched.modify(self._link, select.EPOLLIN if is_on else 0)
 
 
 def _exit_with_server(socket_fd: int) -> None:

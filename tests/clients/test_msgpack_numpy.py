@@ -42,6 +42,8 @@ def test_decoding_gives_back_what_openpi_encoded(name: str) -> None:
         np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         np.zeros((0, 7)),
         np.array([1, 2], ">i4"),
+        np.array(2.5),
+        np.zeros(3, np.float16),
         np.array([True, False]),
         np.array(["a", "bcd"]),
         np.array(["2024-01-01"], "M8[D]"),
@@ -51,6 +53,17 @@ def test_any_memory_layout_and_dtype_survives_the_way(array: np.ndarray[Any, Any
     decoded = msgpack_numpy.unpackb(msgpack_numpy.packb({"nested": [array]}))["nested"][0]
     np.testing.assert_array_equal(decoded, array)
     assert decoded.dtype == array.dtype
+
+
+def test_contiguous_arrays_are_packed_from_where_they_lie() -> None:
+    class Watched(np.ndarray[Any, Any]):
+        def tobytes(self, order: Any = "C") -> bytes:
+            raise AssertionError("copied once more than is needed")
+
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    assert msgpack_numpy.packb(image.view(Watched)) == msgpack_numpy.packb(image)
+    with pytest.raises(AssertionError, match="copied"):
+        msgpack_numpy.packb(image.view(Watched)[:, ::-1])
 
 
 def test_decoded_arrays_are_read_only_views_of_the_message() -> None:

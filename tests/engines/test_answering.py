@@ -58,6 +58,8 @@ class Inbox:
         self._messages: list[protocol.Message | None] = []
         self._changed = threading.Condition()
         self.is_awaited = threading.Event()
+        self._wakes_watcher = True
+        self.watches_ended = 0
 
     def put(self, message: protocol.Message | None) -> None:
         with self._changed:
@@ -73,9 +75,19 @@ class Inbox:
             # The end stays, as that of a socket does.
             return None if self._messages[0] is None else self._messages.pop(0)
 
-    def poll(self, timeout_s: float | None) -> bool:
+    def has_message(self) -> bool:
         with self._changed:
-            return bool(self._changed.wait_for(lambda: self._messages, timeout_s))
+            return bool(self._messages)
+
+    def watch(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._messages and self._wakes_watcher)
+            self.watches_ended += 1
+
+    def wake_watcher(self, is_on: bool) -> None:
+        with self._changed:
+            self._wakes_watcher = is_on
+            self._changed.notify_all()
 
 
 class Worker:
@@ -145,6 +157,8 @@ def test_a_lone_request_is_prepared_by_the_thread_that_computes_it(worker: Worke
     worker.device.may_end.release()
     worker.receive()
     assert [name == "preparer" for name in worker.device.prepared_by] == [False, False, True]
+    # The preparing thread has not even woken up for the first two.
+    assert worker.requests.watches_ended == 1
 
 
 def test_the_time_of_a_computation_begins_when_the_one_before_ends(worker: Worker) -> None:

@@ -1,9 +1,11 @@
-"""Measures the daemon as a robot sees it: a process of its own, and a websocket on this host."""
+"""Measures the daemon as a robot sees it: processes of their own, with a websocket on this host between."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
+import json
 import pathlib
 import re
 import subprocess
@@ -18,23 +20,22 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from vlad_configs.errors import EngineError
+from vlad_configs.errors import ConfigError, EngineError
 from vlad_engines.bench.row import STAGES, Samples
 
 _LISTENING = re.compile(r"listening on ws://[^ ]*:(\d+) \(policy\)")
 _START_TIMEOUT_S = 900.0
-_REPLY_TIMEOUT_S = 60.0
 
 
 @contextlib.contextmanager
-def running_daemon(options: list[str]) -> Iterator[tuple[ClientConnection, float]]:
-    """Start `serve_policy` on a free port and connect to it; it is stopped when the block ends.
+def running_daemon(options: list[str]) -> Iterator[tuple[int, float]]:
+    """Start `serve_policy` on a free port and wait until it is ready; it is stopped when the block ends.
 
     Args:
         options: of its command line, without ports.
 
     Yields:
-        The connection, after the daemon became ready, and the seconds from starting the process to that.
+        Its port, and the seconds from starting the process to being ready.
 
     Raises:
         EngineError: where the daemon ends before it is ready, with the end of its log.
@@ -50,7 +51,7 @@ def running_daemon(options: list[str]) -> Iterator[tuple[ClientConnection, float
             # The daemon holds its first frame, the metadata, back until the policy is ready.
             with _connect(port) as connection:
                 _wait_for_metadata(connection, log)
-                yield connection, time.perf_counter() - started
+            yield port, time.perf_counter() - started
         except Exception:
             if process.poll() is not None:
                 print(f"the daemon ended with code {process.returncode}; its log ends:\n{_end_of(log)}")  # noqa: T201
@@ -64,36 +65,31 @@ def running_daemon(options: list[str]) -> Iterator[tuple[ClientConnection, float
                 process.wait()
 
 
-def measure_loopback(
-    connection: ClientConnection, observation: Mapping[str, Any], *, warm_up: int, repetitions: int
-) -> Samples:
-    """Send the same request again and again, each after the reply to the one before.
+def measure_loopback(port: int, observation: Mapping[str, Any], *, warm_up: int, repetitions: int) -> Samples:
+    """Have a robot send the same request again and again, each after the reply to the one before.
 
-    The wall time is that of the client: encoding, both ways over the socket, decoding. The stages are
+    The wall time is that of the robot: encoding, both ways over the socket, decoding. The stages are
     those that the daemon reports in each reply.
 
     Raises:
+        ConfigError: without the package vlad-client.
         EngineError: where the daemon answers with an error.
     """
-    stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    wall: list[float] = []
-    begin = 0.0
-    for repetition in range(-warm_up, repetitions):
-        if repetition == 0:
-            begin = time.perf_counter()
-        started = time.perf_counter()
-        connection.send(pack(observation))
-        reply = unpack(connection.recv(_REPLY_TIMEOUT_S))
-        seconds = time.perf_counter() - started
-        if repetition >= 0:
-            wall.append(seconds)
-            for stage, values in stages.items():
-                values.append(reply["policy_timing"][f"{stage}_ms"] / 1e3)
-    return Samples(stages, wall, time.perf_counter() - begin, repetitions)
+    if importlib.util.find_spec("vlad_client") is None:
+        raise ConfigError("--mode loopback measures with the robot's client: pip install vlad-client")
+    counts = [str(count) for count in (port, warm_up, repetitions)]
+    command = [sys.executable, "-m", "vlad_client.lock_step", *counts]
+    robot = subprocess.run(command, input=_pack(observation), capture_output=True)
+    if robot.returncode:
+        lines = robot.stderr.decode(errors="replace").strip().splitlines()
+        raise EngineError(f"the robot got no answer: {lines[-1] if lines else robot.returncode}")
+    measured = json.loads(robot.stdout)
+    stages = {stage: [1e-3 * timing[f"{stage}_ms"] for timing in measured["timing"]] for stage in STAGES}
+    return Samples(stages, measured["wall"], measured["elapsed"], repetitions)
 
 
-def pack(value: Any) -> bytes:
-    """Encode in openpi's wire format, as its client does."""
+def _pack(observation: Mapping[str, Any]) -> bytes:
+    """Encode in openpi's wire format."""
 
     def default(item: Any) -> Any:
         if isinstance(item, np.ndarray):
@@ -105,25 +101,8 @@ def pack(value: Any) -> bytes:
             }
         raise TypeError(f"cannot send {type(item).__name__}")
 
-    packed: bytes = msgpack.packb(value, default=default)
+    packed: bytes = msgpack.packb(observation, default=default)
     return packed
-
-
-def unpack(message: str | bytes) -> Any:
-    """Decode a reply.
-
-    Raises:
-        EngineError: for a text frame, which is how the daemon reports an error.
-    """
-    if isinstance(message, str):
-        raise EngineError(f"the daemon answered: {message.strip().splitlines()[-1]}")
-
-    def object_hook(item: dict[Any, Any]) -> Any:
-        if b"__ndarray__" in item:
-            return np.ndarray(item[b"shape"], np.dtype(item[b"dtype"]), item[b"data"])
-        return item
-
-    return msgpack.unpackb(message, object_hook=object_hook)
 
 
 def _connect(port: int) -> ClientConnection:
@@ -147,7 +126,7 @@ def _wait_for_port(process: subprocess.Popen[bytes], log: pathlib.Path) -> int:
 
 def _wait_for_metadata(connection: ClientConnection, log: pathlib.Path) -> None:
     try:
-        unpack(connection.recv(_START_TIMEOUT_S))
+        connection.recv(_START_TIMEOUT_S)
     except (OSError, TimeoutError, ConnectionClosed) as error:
         raise EngineError(_never_ready(log)) from error
 

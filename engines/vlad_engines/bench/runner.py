@@ -164,10 +164,8 @@ def _loopback(
         options["--keep-tokens"] = str(pruning.keep_tokens)
         options["--pruning-mode"] = pruning.mode
         options["--pruning-positions"] = pruning.positions
-    with running_daemon([part for option in options.items() for part in option]) as (connection, start_s):
-        samples = measure_loopback(
-            connection, observation, warm_up=plan.warm_up, repetitions=plan.repetitions
-        )
+    with running_daemon([part for option in options.items() for part in option]) as (port, start_s):
+        samples = measure_loopback(port, observation, warm_up=plan.warm_up, repetitions=plan.repetitions)
         memory = memory_in_use_by_all_gib(plan.device)
     model = checkpoint.contract.model
     yield Measurement("loopback", choice, _short(name), model, shape, 1, pruning, samples, memory, start_s)

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.support.daemon import start_scripted_daemon
 from tests.support.fidelity import WithoutTrace, backend, network, tiny_model
-from vlad_configs.errors import ConfigError
+from vlad_configs.errors import ConfigError, EngineError
 from vlad_configs.models import ModelConfig
 from vlad_configs.pruning import TokenPruning
 from vlad_engines.backends.base import Backend, BackendOptions, InferenceResult
@@ -23,6 +24,7 @@ from vlad_engines.bench import cli, runner
 from vlad_engines.bench.case import RequestShape, model_inputs
 from vlad_engines.bench.device import file_slug
 from vlad_engines.bench.engine_mode import measure_engine, repeat
+from vlad_engines.bench.loopback import measure_loopback
 from vlad_engines.bench.plot import draw
 from vlad_engines.bench.results import read_results
 from vlad_engines.bench.row import STAGES, Samples, measured
@@ -134,6 +136,20 @@ def test_loopback_mode_runs_a_real_daemon(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert (row.mode, row.batch, row.prompt_tokens) == ("loopback", 1, 9)
     assert row.wall_ms > row.gpu_ms["p50"] > 0
     assert row.start_s > 0.1
+
+
+def test_loopback_mode_without_the_client_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install vlad-client"):
+        measure_loopback(1, {}, warm_up=0, repetitions=1)
+
+
+def test_a_robot_that_gets_no_answer_says_why() -> None:
+    with (
+        start_scripted_daemon() as daemon,
+        pytest.raises(EngineError, match="no answer: invalid observation: key"),
+    ):
+        measure_loopback(daemon.port, {"prompt": "go"}, warm_up=0, repetitions=1)
 
 
 def test_a_daemon_that_cannot_start_says_why() -> None:
