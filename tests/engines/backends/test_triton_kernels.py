@@ -70,6 +70,15 @@ def test_pruned_stages_compute_what_the_pytorch_backend_computes(family: str) ->
     assert keeping_all == ([0.0] if family == "pi05" else [])
 
 
+def test_a_product_with_geglu_is_what_torch_computes() -> None:
+    lines = interpret("triton_gated_product")
+    assert len(lines) == 8
+    for line in lines:
+        assert line["error"] < 1e-6, line
+        assert line["untouched"], line
+    assert max(line["clamped"] for line in lines) > 0.0
+
+
 @pytest.mark.parametrize("network", ["libero_small", "pi05", "pi0"])
 def test_kernels_compile_for_a_hopper_gpu(network: str) -> None:
     """Widths of small networks are no powers of two; shared memory is what a block of an H200 may have."""
@@ -78,3 +87,12 @@ def test_kernels_compile_for_a_hopper_gpu(network: str) -> None:
         line["kernel"] for line in kernels
     }
     assert max(line["shared_bytes"] for line in kernels) <= 227 * 1024
+
+
+def test_every_tiling_of_a_product_with_geglu_fits_a_hopper_gpu() -> None:
+    kernels = run_module("triton_compilation", "gated_products", interpreted="0")
+    assert len(kernels) == 16
+    for line in kernels:
+        assert line["kernel"] == "_gated_product"
+        assert line["shared_bytes"] <= 227 * 1024, line
+        assert line["spilled_bytes"] == 0, line

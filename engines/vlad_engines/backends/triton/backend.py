@@ -21,6 +21,7 @@ from vlad_engines.backends.base import BackendOptions, InferenceResult
 from vlad_engines.backends.capabilities import Trace
 from vlad_engines.backends.triton import denoise_loop
 from vlad_engines.backends.triton.engine import CapturedEngine
+from vlad_engines.backends.triton.gate_up import gate_up_choices_of
 from vlad_engines.backends.triton.library.products import choices_of
 from vlad_engines.backends.triton.prefix_fp8 import Fp8Prefix, calibrate, quantise
 from vlad_engines.backends.triton.slot import SlotKey
@@ -134,7 +135,12 @@ class TritonBackend:
         )
         return {
             "vision": {**part, **large},
-            "prefix": {**part, **large, "precision": self._options.precision},
+            "prefix": {
+                **part,
+                **large,
+                "precision": self._options.precision,
+                "gate_up": gate_up_choices_of(self._device).describe(),
+            },
             "denoise": {**part, "kernels": self._denoise_kernels},
         }
 

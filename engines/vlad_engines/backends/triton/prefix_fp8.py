@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vlad_configs.models import ModelConfig
 from vlad_configs.pruning import TokenPruning
-from vlad_engines.backends.triton.kernels import activations, norms, prefix_attention
+from vlad_engines.backends.triton.gate_up import GateUp
+from vlad_engines.backends.triton.kernels import norms, prefix_attention
 from vlad_engines.backends.triton.slot import Slot, SlotKey
 from vlad_engines.backends.triton.stages import PrefixStage, VisionStage, embed_prefix
 from vlad_engines.backends.triton.weights import FusedWeights, PrefixLayer
@@ -147,10 +148,10 @@ class Fp8PrefixStage:
         self._qkv = buffer("qkv", (vlm.num_heads + 2) * vlm.head_dim)
         self._queries = buffer("queries", vlm.num_heads, vlm.head_dim)
         self._mixed = buffer("mixed8", vlm.num_heads, vlm.head_dim, dtype=FLOAT8)
-        self._gate_up = buffer("gate_up", 2 * vlm.mlp_dim)
         self._hidden = buffer("hidden8", vlm.mlp_dim, dtype=FLOAT8)
         self._prompt = workspace.get("prefix.prompt", slot.tokens.numel(), vlm.width, dtype=dtype)
         self._one = torch.ones((), device=workspace.device)
+        self._gated_product = GateUp(self._multiply, workspace)
 
     def __call__(self) -> None:
         """Enqueue."""
@@ -168,7 +169,7 @@ class Fp8PrefixStage:
                 branch_scale=branch_scale,
                 factor=layer.qkv.factor,
             )
-            self._multiply(self._normed8, layer.qkv, self._qkv)
+            self._multiply(self._normed8, layer.qkv.weight, self._qkv)
             prefix_attention.split_heads(
                 self._qkv,
                 weights.rope_cos,
@@ -183,7 +184,7 @@ class Fp8PrefixStage:
             prefix_attention.prefix_attention(
                 self._queries, keys, values, slot.visible, self._mixed, tokens, factor=layer.out.factor
             )
-            self._multiply(self._mixed.flatten(1), layer.out, self._branch)
+            self._multiply(self._mixed.flatten(1), layer.out.weight, self._branch)
             norms.residual_rms_norm(
                 residual,
                 self._branch,
@@ -192,11 +193,14 @@ class Fp8PrefixStage:
                 branch_scale=layer.out.columns,
                 factor=layer.gate_up.factor,
             )
-            self._multiply(self._normed8, layer.gate_up, self._gate_up)
-            activations.geglu(
-                self._gate_up, self._hidden, scale=layer.gate_up.columns, factor=layer.down.factor
+            self._gated_product(
+                self._normed8,
+                layer.gate_up.weight,
+                self._hidden,
+                scale=layer.gate_up.columns,
+                factor=layer.down.factor,
             )
-            self._multiply(self._hidden, layer.down, self._branch)
+            self._multiply(self._hidden, layer.down.weight, self._branch)
             branch, branch_scale = self._branch, layer.down.columns
         last = self._prefix.last
         norms.residual_rms_norm(residual, branch, last.norm1, self._normed, branch_scale=branch_scale)
@@ -213,10 +217,10 @@ class Fp8PrefixStage:
             positions=slot.positions,
         )
 
-    def _multiply(self, x: Tensor, weight: Quantised, out: Tensor) -> None:
+    def _multiply(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
         torch._scaled_mm(
             x,
-            weight.weight.T,
+            weight.T,
             scale_a=self._one,
             scale_b=self._one,
             out_dtype=out.dtype,

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad_configs.models import ModelConfig
+from vlad_engines.backends.triton.gate_up import GateUp
 from vlad_engines.backends.triton.kernels import (
-    activations,
     flow_step,
     norms,
     patches,
@@ -97,6 +97,7 @@ class PrefixStage:
     def __init__(self, config: ModelConfig, weights: FusedWeights, slot: Slot, workspace: Workspace) -> None:
         self._config, self._weights, self._slot = config.vlm, weights, slot
         self._product = LibraryProducts(workspace, "prefix")
+        self._gated_product = GateUp(self._product, workspace)
         vlm, dtype = config.vlm, weights.token_embedding.dtype
         rows = slot.batch * slot.prefix
 
@@ -107,7 +108,7 @@ class PrefixStage:
         self._qkv = buffer("qkv", (vlm.num_heads + 2) * vlm.head_dim)
         self._queries = buffer("queries", vlm.num_heads, vlm.head_dim)
         self._mixed = buffer("mixed", vlm.num_heads, vlm.head_dim)
-        self._gate_up, self._hidden = buffer("gate_up", 2 * vlm.mlp_dim), buffer("hidden", vlm.mlp_dim)
+        self._hidden = buffer("hidden", vlm.mlp_dim)
         self._prompt = workspace.get("prefix.prompt", slot.tokens.numel(), vlm.width, dtype=dtype)
 
     def __call__(self, observe: ObserveInput | None = None) -> None:
@@ -146,8 +147,7 @@ class PrefixStage:
             self._product(self._mixed.flatten(1), layer.out, self._branch)
             norms.residual_rms_norm(residual, self._branch, layer.norm2, self._normed)
             tell(index, "gate_up", self._normed)
-            self._product(self._normed, layer.gate_up, self._gate_up)
-            activations.geglu(self._gate_up, self._hidden)
+            self._gated_product(self._normed, layer.gate_up, self._hidden)
             tell(index, "down", self._hidden)
             self._product(self._hidden, layer.down, self._branch)
             branch = self._branch

@@ -6,8 +6,9 @@ import pathlib
 
 import pytest
 
-from vlad_engines.backends.triton.library.choices import ROWS_APART, Choices, fastest
+from vlad_engines.backends.triton.library.choices import Choices, fastest
 from vlad_engines.backends.triton.library.cublaslt import Offer, Shape
+from vlad_engines.backends.triton.library.remembered import ROWS_APART
 
 SHAPE = Shape(rows=4256, width=32768, depth=2048, bias=False, gelu=False)
 OFFER = Offer((3, 0, 2**64 - 1, 0, 0, 0, 0, 7), 1 << 20)

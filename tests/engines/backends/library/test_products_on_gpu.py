@@ -54,7 +54,7 @@ def test_a_remembered_choice_is_captured_and_replayed(
     shape = Shape(ROWS, WIDTH, DEPTH, bias, gelu)
     choices = Choices(tmp_path / "gpu.json")
     choices.keep(shape, Product(shape).offers(16)[-1])
-    monkeypatch.setattr(products, "_seconds", None)  # what is remembered is not measured again
+    monkeypatch.setattr(products, "device_seconds", None)  # what is remembered is not measured again
     multiply = LibraryProducts(Workspace(torch.device("cuda")), "test", Choices(tmp_path / "gpu.json"))
     out, expected = (torch.empty(ROWS, WIDTH, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 import re
 import statistics
 from collections.abc import Callable
@@ -68,10 +69,10 @@ class LibraryProducts:
         choices = choices_of(x.device) if self._choices is None else self._choices
         product = Product(shape)
         if shape not in choices:
-            own_s = _seconds(functools.partial(by_torch, x, weight, out, bias, shape.gelu))
+            own_s = device_seconds(functools.partial(by_torch, x, weight, out, bias, shape.gelu))
             offers = product.offers(_MOST_OFFERS)
             times = [
-                _seconds(functools.partial(product.run, offer, x, weight, bias, out, scratch))
+                device_seconds(functools.partial(product.run, offer, x, weight, bias, out, scratch))
                 for offer in offers
             ]
             best = fastest(own_s, times)
@@ -83,8 +84,18 @@ class LibraryProducts:
 @functools.cache
 def choices_of(device: torch.device) -> Choices:
     """What is remembered of a GPU like this one, in the user's cache directory."""
+    return Choices(remembered_at(device))
+
+
+def remembered_at(device: torch.device, what: str = "") -> pathlib.Path:
+    """The file for choices of one GPU model and version of the library.
+
+    Args:
+        what: was chosen, where it is not the library's algorithm for a product.
+    """
     gpu = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name(device))
-    return Choices(cache_directory() / "products" / f"{gpu}-cublaslt-{cublaslt.version()}.json")
+    name = "-".join(filter(None, (gpu, what, f"cublaslt-{cublaslt.version()}")))
+    return cache_directory() / "products" / f"{name}.json"
 
 
 def by_torch(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None = None, gelu: bool = False) -> None:
@@ -100,7 +111,7 @@ def by_torch(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None = None,
         out.copy_(F.gelu(F.linear(x, weight, bias), approximate="tanh"))
 
 
-def _seconds(run: Callable[[], None]) -> float:
+def device_seconds(run: Callable[[], None]) -> float:
     """Median time on the device of one of several runs in a row."""
     run()
     times: list[float] = []
