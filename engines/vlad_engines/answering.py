@@ -1,13 +1,15 @@
 """How a worker answers requests: alone, several together, or one beside the other.
 
 What needs no device is done beside it: the next requests are prepared while it computes, by a thread of its
-own. A request that finds the device idle is prepared by the thread that called `answer`, which waits for it
-itself; the other one sleeps on, because two threads that wake up for one message hold each other up.
-Everything that touches the device stays in that thread, but for policies that overlap requests themselves.
+own, and the replies to those before are made and sent once it computes the next ones. A request that finds
+the device idle is prepared by the thread that called `answer`, which waits for it itself; the other one
+sleeps on, because two threads that wake up for one message hold each other up. Everything that touches the
+device stays in that thread, but for policies that overlap requests themselves.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import logging
@@ -59,7 +61,32 @@ class Pending(Protocol):
     """A chunk that is being computed; `vlad_engines`' `PendingChunk` is one."""
 
     def result(self) -> Mapping[str, Any]:
-        """Wait for it; what `Policy.infer` returns and raises."""
+        """Wait for it; what `Begun.reply` returns, and what `Begun` raises."""
+        ...
+
+
+class Begun(Protocol):
+    """Requests that are computed together; `vlad_engines`' `BegunBatch` is one."""
+
+    def wait(self) -> None:
+        """Return when the chunks are computed. Called once, before anything else is begun.
+
+        Raises:
+            Exception: where one of them cannot be computed; each is then computed alone.
+        """
+        ...
+
+    def reply(self, index: int) -> Mapping[str, Any]:
+        """To one of the requests.
+
+        Returns:
+            `actions` float64 `[H, action width]`; `policy_timing`, milliseconds by name; where the policy
+            can continue chunks, `model_actions` float32 `[H, action_dim]` and `anchor_state` float64
+            `[state width]`, and `rtc` beside a continuation. `notes` where the observation is odd.
+
+        Raises:
+            Exception: where this one's chunk is of no use.
+        """
         ...
 
 
@@ -77,7 +104,7 @@ class Policy(Protocol):
 
     @property
     def batch_sizes(self) -> Sequence[int]:
-        """How many requests `infer_batch` takes, ascending, 1 among them."""
+        """How many requests `begin` takes, ascending, 1 among them."""
         ...
 
     @property
@@ -98,7 +125,7 @@ class Policy(Protocol):
         ...
 
     def prepare(self, observation: Mapping[str, Any]) -> Any:
-        """What needs no device: for `infer` and `infer_batch`.
+        """What needs no device: for `begin`.
 
         Called from two threads, never at the same time; while the other one computes, or waits as well.
 
@@ -107,21 +134,11 @@ class Policy(Protocol):
         """
         ...
 
-    def infer(self, prepared: Any) -> Mapping[str, Any]:
-        """Compute one chunk.
-
-        Returns:
-            `actions` float64 `[H, action width]`; `policy_timing`, milliseconds by name; where the policy
-            can continue chunks, `model_actions` float32 `[H, action_dim]` and `anchor_state` float64
-            `[state width]`, and `rtc` beside a continuation. `notes` where the observation is odd.
-        """
-        ...
-
-    def infer_batch(self, prepared: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
-        """Compute several chunks together, each what `infer` would give for it alone.
+    def begin(self, prepared: Sequence[Any]) -> Begun:
+        """Let the device compute some requests together, one of `batch_sizes`.
 
         Raises:
-            Exception: where one of them cannot be computed; each is then computed alone.
+            Exception: as `Begun.wait`.
         """
         ...
 
@@ -140,6 +157,37 @@ class _Prepared:
     value: Any
     error: Exception | None
     began: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Computing:
+    """Some requests on the device.
+
+    Attributes:
+        begun: or why they could not be begun.
+        started: computing counts from there, by time.perf_counter.
+    """
+
+    requests: Sequence[_Prepared]
+    begun: Begun | Exception
+    started: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ended:
+    """A request that the device is done with.
+
+    Attributes:
+        reply: makes the reply, or raises why there is none.
+        seconds: that computing took.
+        size: how many were computed together.
+    """
+
+    request: protocol.Infer
+    reply: Callable[[], Mapping[str, Any]]
+    started: float
+    seconds: float
+    size: int
 
 
 def answer(
@@ -183,14 +231,40 @@ def answer(
             inbox.wake_watcher(True)
             return batch
 
+    wanted: collections.deque[_Prepared] = collections.deque()
+
+    def begin_next(free_since: float, *, wait: bool) -> _Computing | None:
+        """Begin what is to be computed next.
+
+        Args:
+            free_since: when the device had nothing to do any more.
+            wait: for requests, where there are none.
+
+        Returns:
+            None where there is nothing, or the server is gone.
+        """
+        while not wanted:
+            if not wait and prepared.empty():
+                return None
+            batch = next_batch()
+            if not batch:
+                return None
+            wanted.extend(_still_wanted(slots, batch, send))
+        size = max(size for size in policy.batch_sizes if size <= len(wanted))
+        return _begin(policy, [wanted.popleft() for _ in range(size)], free_since)
+
     threading.Thread(target=prepare_ahead, name="preparer", daemon=True).start()
     between()
-    free_since = time.perf_counter()
-    while batch := next_batch():
-        for message in _answers(policy, slots, batch, free_since):
-            send(message)
-        between()
+    computing = begin_next(time.perf_counter(), wait=True)
+    while computing is not None:
+        ended = _wait(policy, computing)
         free_since = time.perf_counter()
+        # The device comes first, the replies where it has something to do.
+        following = begin_next(free_since, wait=False)
+        for one in ended:
+            send(_chunk_or_error(slots, one))
+        between()
+        computing = following or begin_next(free_since, wait=True)
 
 
 def _receive_batch(inbox: Inbox) -> list[protocol.Infer]:
@@ -212,14 +286,14 @@ def _answer_overlapping(
     def finish() -> None:
         while (item := begun.get()) is not None:
             request, pending, started = item
-            send(_chunk_or_error(slots, request, pending.result, started))
+            send(_overlapped_chunk_or_error(slots, request, pending, started))
 
     finisher = threading.Thread(target=finish, name="finisher", daemon=True)
     finisher.start()
     between()
     while (message := inbox.receive()) is not None:
         assert isinstance(message, protocol.Infer)
-        if _begin(slots, message):
+        if _is_wanted(slots, message):
             started = time.perf_counter()
             try:
                 begun.put((message, policy.start(slots.load_observation(message.observation)), started))
@@ -232,8 +306,8 @@ def _answer_overlapping(
     finisher.join()
 
 
-def _begin(slots: protocol.SharedSlots, request: protocol.Infer) -> bool:
-    """Begin a request, unless nobody wants its result any more: then False."""
+def _is_wanted(slots: protocol.SharedSlots, request: protocol.Infer) -> bool:
+    """Mark a request as begun; False where nobody wants its result any more."""
     slots.begin(request.slot)
     is_late = request.begin_by is not None and time.perf_counter() > request.begin_by
     return not is_late and not slots.is_revoked(request.slot)
@@ -248,60 +322,64 @@ def _prepare(policy: Policy, slots: protocol.SharedSlots, request: protocol.Infe
     return _Prepared(request, value, None, began)
 
 
-def _answers(
-    policy: Policy, slots: protocol.SharedSlots, batch: list[_Prepared], free_since: float
-) -> Iterator[protocol.Message]:
-    """The answers to a batch.
-
-    Args:
-        free_since: when the device had nothing to do any more; computing counts from there, and from the
-            beginning of the preparation where that came later.
-    """
-    wanted: list[_Prepared] = []
+def _still_wanted(slots: protocol.SharedSlots, batch: Sequence[_Prepared], send: Send) -> Iterator[_Prepared]:
+    """Those of a batch that are to be computed; the others are answered."""
     for one in batch:
-        if not _begin(slots, one.request):
-            yield protocol.Skipped(one.request.request_id)
+        if not _is_wanted(slots, one.request):
+            send(protocol.Skipped(one.request.request_id))
         elif one.error is not None:
-            yield _failure(one.request, one.error)
+            send(_failure(one.request, one.error))
         else:
-            wanted.append(one)
-    started = max(free_since, batch[0].began)
-    while wanted:
-        size = max(size for size in policy.batch_sizes if size <= len(wanted))
-        together, wanted = wanted[:size], wanted[size:]
-        answers = _computed_together(policy, slots, together, started) if size > 1 else []
-        for one in together if not answers else ():
-            compute = functools.partial(policy.infer, one.value)
-            yield _chunk_or_error(slots, one.request, compute, started)
-            started = time.perf_counter()
-        yield from answers
-        started = time.perf_counter()
+            yield one
 
 
-def _computed_together(
-    policy: Policy, slots: protocol.SharedSlots, batch: list[_Prepared], started: float
-) -> list[protocol.Message]:
-    """The chunks of a batch; none where one of its requests fails, which must cost the others nothing."""
+def _begin(policy: Policy, requests: Sequence[_Prepared], free_since: float) -> _Computing:
+    # Computing counts from when the device was free, and from the preparation where that came later.
+    started = max(free_since, requests[0].began)
     try:
-        results = policy.infer_batch([one.value for one in batch])
-        seconds = time.perf_counter() - started
+        return _Computing(requests, policy.begin([one.value for one in requests]), started)
+    except Exception as error:
+        return _Computing(requests, error, started)
+
+
+def _wait(policy: Policy, computing: _Computing) -> list[_Ended]:
+    """Wait for some requests. Where one of them fails, that costs the others nothing."""
+    requests, begun, started = computing.requests, computing.begun, computing.started
+    size = len(requests)
+    try:
+        if isinstance(begun, Exception):
+            raise begun
+        begun.wait()
+    except Exception as error:
+        if size == 1:
+            return [_Ended(requests[0].request, functools.partial(_raise, error), started, 0.0, 1)]
+        logger.exception("a batch of %d failed; each of its requests is computed alone", size)
         return [
-            _chunk(slots, one.request, result, started, seconds, len(batch))
-            for one, result in zip(batch, results, strict=True)
+            one for each in requests for one in _wait(policy, _begin(policy, [each], time.perf_counter()))
         ]
-    except Exception:
-        logger.exception("a batch of %d failed; each of its requests is computed alone", len(batch))
-        return []
+    seconds = time.perf_counter() - started
+    return [
+        _Ended(one.request, functools.partial(begun.reply, index), started, seconds, size)
+        for index, one in enumerate(requests)
+    ]
 
 
-def _chunk_or_error(
-    slots: protocol.SharedSlots,
-    request: protocol.Infer,
-    compute: Callable[[], Mapping[str, Any]],
-    started: float,
+def _raise(error: Exception) -> Mapping[str, Any]:
+    raise error
+
+
+def _chunk_or_error(slots: protocol.SharedSlots, ended: _Ended) -> protocol.Message:
+    try:
+        return _chunk(slots, ended.request, ended.reply(), ended.started, ended.seconds, ended.size)
+    except Exception as error:
+        return _failure(ended.request, error)
+
+
+def _overlapped_chunk_or_error(
+    slots: protocol.SharedSlots, request: protocol.Infer, pending: Pending, started: float
 ) -> protocol.Message:
     try:
-        result = compute()
+        result = pending.result()
         return _chunk(slots, request, result, started, time.perf_counter() - started, 1)
     except Exception as error:
         return _failure(request, error)

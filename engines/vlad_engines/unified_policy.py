@@ -16,9 +16,17 @@ from vlad_configs.errors import ConfigError
 from vlad_configs.precision import parse_precision
 from vlad_configs.pruning import TokenPruning
 from vlad_configs.rtc import ChunkContinuation
-from vlad_engines.backends.base import BackendOptions, Precision
-from vlad_engines.backends.capabilities import Batched, Counted, FromEngineFiles, Guided, Overlapped
+from vlad_engines.backends.base import BackendOptions, InferenceResult, Precision
+from vlad_engines.backends.capabilities import (
+    Batched,
+    Counted,
+    FromEngineFiles,
+    Guided,
+    Overlapped,
+    Queued,
+)
 from vlad_engines.backends.registry import check_backend, create_backend, usual_device, usual_precision
+from vlad_engines.begun_batch import BegunBatch
 from vlad_engines.checkpoint.open_weights import open_weights
 from vlad_engines.checkpoint.policy_checkpoint import PolicyCheckpoint, open_policy_checkpoint
 from vlad_engines.device_memory import device_memory
@@ -27,7 +35,7 @@ from vlad_engines.fidelity.gate import LoadedPolicy, admit
 from vlad_engines.fidelity.observations import calibration_inputs
 from vlad_engines.model.euler import euler_schedule
 from vlad_engines.overlap.meter import OverlapReport
-from vlad_engines.pending_chunk import PendingChunk, PreparedRequest, computed_now, make_reply
+from vlad_engines.pending_chunk import PendingChunk, PreparedRequest, computed_now
 from vlad_engines.policy_metadata import describe_policy
 from vlad_engines.processing.continuation import ContinuationPlanner
 from vlad_engines.processing.model_inputs import ModelInputs
@@ -264,7 +272,9 @@ class UnifiedPolicy:
             observations, noise or nothing, seeds or nothing, chunk_continuations or nothing, strict=True
         )
         self._check_count(len(observations))
-        return self.compute([self._prepare(*row) for row in rows])
+        batch = self.begin([self._prepare(*row) for row in rows])
+        batch.wait()
+        return [batch.reply(index) for index in range(len(observations))]
 
     def prepare(
         self,
@@ -274,7 +284,7 @@ class UnifiedPolicy:
         seed: int | None = None,
         chunk_continuation: ChunkContinuation | None = None,
     ) -> PreparedRequest:
-        """What needs no device, for `compute`. May run in another thread than the rest, one at a time.
+        """What needs no device, for `begin`. May run in another thread than the rest, one at a time.
 
         Args:
             observation, noise, seed, chunk_continuation: as for `infer`; the images may still be read until
@@ -285,30 +295,29 @@ class UnifiedPolicy:
         """
         return self._prepare(observation, noise, seed, chunk_continuation)
 
-    def compute(self, requests: Sequence[PreparedRequest]) -> list[dict[str, Any]]:
-        """Compute the chunks of prepared observations together, as many as one of `batch_sizes`.
+    def begin(self, requests: Sequence[PreparedRequest]) -> BegunBatch:
+        """Begin the chunks of prepared observations together, as many as one of `batch_sizes`.
 
-        Returns:
-            What `infer` would return for each. Stage times are those of the whole batch.
+        Wait for what was begun before; backends that cannot begin without waiting compute when it is waited.
 
         Raises:
             ConfigError: for a number of observations that is none of `batch_sizes`.
-            EngineError: where the engine failed, or returned non-finite actions.
+            EngineError: where the requests do not fit the model or each other.
         """
-        count = len(requests)
-        self._check_count(count)
+        self._check_count(len(requests))
         backend, handed_over = self._backend, time.perf_counter()
         inputs, starts = [request.inputs for request in requests], [request.noise for request in requests]
-        if count > 1:
+        if isinstance(backend, Queued):
+            computing = backend.begin_batch(inputs, starts)
+            return BegunBatch(requests, computing, self._processor, handed_over)
+
+        def compute() -> list[InferenceResult]:
+            if len(requests) == 1:
+                return [backend.infer(inputs[0], starts[0])]
             assert isinstance(backend, Batched)
-            results = backend.infer_batch(inputs, starts)
-        else:
-            results = [backend.infer(inputs[0], starts[0])]
-        infer_s = time.perf_counter() - handed_over
-        return [
-            make_reply(request, result, self._processor, infer_s)
-            for request, result in zip(requests, results, strict=True)
-        ]
+            return backend.infer_batch(inputs, starts)
+
+        return BegunBatch(requests, compute, self._processor, None)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:

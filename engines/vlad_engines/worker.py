@@ -21,7 +21,7 @@ from typing import Any
 from vlad_configs.errors import VladError
 from vlad_configs.rtc import ChunkContinuation
 from vlad_engines import worker_protocol as protocol
-from vlad_engines.answering import Pending, Policy, answer, at_most
+from vlad_engines.answering import Begun, Pending, Policy, answer, at_most
 from vlad_engines.vitals import StartTimes, Vitals
 
 logger = logging.getLogger("vlad.worker")
@@ -179,12 +179,9 @@ class _ServedPolicy:
         robot_keys, noise, seed, continuation = _taken_apart(observation)
         return self._policy.prepare(robot_keys, noise=noise, seed=seed, chunk_continuation=continuation)
 
-    def infer(self, prepared: Any) -> Mapping[str, Any]:
-        return self.infer_batch([prepared])[0]
-
-    def infer_batch(self, prepared: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
-        results: Sequence[Mapping[str, Any]] = self._policy.compute(prepared)
-        return results
+    def begin(self, prepared: Sequence[Any]) -> Begun:
+        begun: Begun = self._policy.begin(prepared)
+        return begun
 
 
 def _taken_apart(observation: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Any, ChunkContinuation | None]:

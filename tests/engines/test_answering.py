@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlad_configs.errors import ObservationError
+from vlad_configs.errors import EngineError, ObservationError
 from vlad_engines import worker_protocol as protocol
 from vlad_engines.answering import answer
 
 TIMEOUT_S = 20.0
+BAD, USELESS = 6, 7
+"""A request that fails together with its batch, and one that has a chunk of no use."""
 
 
 class ScriptedDevice:
@@ -29,6 +31,8 @@ class ScriptedDevice:
         self.prepared: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.begun: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
         self.may_end = threading.Semaphore(0)
+        self.may_reply = threading.Event()
+        self.may_reply.set()
         self.prepared_by: list[str] = []
 
     def start(self, observation: Mapping[str, Any]) -> Any:
@@ -42,13 +46,27 @@ class ScriptedDevice:
             raise ObservationError("number", "0 or more", str(number))
         return number
 
-    def infer(self, prepared: int) -> Mapping[str, Any]:
-        return self.infer_batch([prepared])[0]
-
-    def infer_batch(self, prepared: Sequence[int]) -> Sequence[Mapping[str, Any]]:
+    def begin(self, prepared: Sequence[int]) -> ScriptedBatch:
         self.begun.put(list(prepared))
-        assert self.may_end.acquire(timeout=TIMEOUT_S)
-        return [{"actions": np.full((1, 1), float(number)), "policy_timing": {}} for number in prepared]
+        return ScriptedBatch(self, prepared)
+
+
+class ScriptedBatch:
+    """Computes until the device is told to stop."""
+
+    def __init__(self, device: ScriptedDevice, numbers: Sequence[int]) -> None:
+        self._device, self._numbers = device, numbers
+
+    def wait(self) -> None:
+        assert self._device.may_end.acquire(timeout=TIMEOUT_S)
+        if BAD in self._numbers:
+            raise EngineError("one of them is bad")
+
+    def reply(self, index: int) -> Mapping[str, Any]:
+        assert self._device.may_reply.wait(TIMEOUT_S)
+        if self._numbers[index] == USELESS:
+            raise EngineError("not finite")
+        return {"actions": np.full((1, 1), float(self._numbers[index])), "policy_timing": {}}
 
 
 class Inbox:
@@ -186,12 +204,12 @@ def test_what_is_taken_back_or_late_after_its_preparation_is_not_computed(worker
     worker.slots.revoke(2)
     worker.device.may_end.release(2)
     answers = [worker.receive() for _ in range(4)]
-    assert [(type(one).__name__, one.request_id) for one in answers] == [  # type: ignore[union-attr]
-        ("Chunk", 1),
-        ("Skipped", 2),
-        ("Chunk", 3),
-        ("Skipped", 4),
-    ]
+    assert {(one.request_id, type(one).__name__) for one in answers} == {  # type: ignore[union-attr]
+        (1, "Chunk"),
+        (2, "Skipped"),
+        (3, "Chunk"),
+        (4, "Skipped"),
+    }
 
 
 def test_a_request_that_cannot_be_prepared_is_refused_and_leaves_the_batch(worker: Worker) -> None:
@@ -202,3 +220,45 @@ def test_a_request_that_cannot_be_prepared_is_refused_and_leaves_the_batch(worke
     assert (refused.request_id, refused.key) == (2, "number")
     assert isinstance(chunk, protocol.Chunk)
     assert (chunk.request_id, chunk.batch) == (1, 1)
+
+
+def test_the_device_has_the_next_requests_before_the_last_ones_are_answered(worker: Worker) -> None:
+    worker.device.may_reply.clear()
+    worker.hand_over(1)
+    worker.device.begun.get(timeout=TIMEOUT_S)
+    worker.hand_over(2, 3)
+    for _ in range(3):
+        worker.device.prepared.get(timeout=TIMEOUT_S)
+    worker.device.may_end.release()
+    assert worker.device.begun.get(timeout=TIMEOUT_S) == [2, 3]
+    worker.device.may_reply.set()
+    worker.device.may_end.release()
+    assert [worker.receive().request_id for _ in range(3)] == [1, 2, 3]  # type: ignore[union-attr]
+
+
+def test_more_requests_than_a_batch_takes_are_computed_one_batch_after_the_other(worker: Worker) -> None:
+    worker.device.may_end.release(2)
+    worker.hand_over(1, 2, 3)
+    assert worker.device.begun.get(timeout=TIMEOUT_S) == [1, 2]
+    assert worker.device.begun.get(timeout=TIMEOUT_S) == [3]
+    assert [worker.receive().request_id for _ in range(3)] == [1, 2, 3]  # type: ignore[union-attr]
+
+
+def test_a_batch_that_fails_is_computed_one_by_one(worker: Worker) -> None:
+    worker.device.may_end.release(3)
+    worker.hand_over(BAD, 1)
+    failed, chunk = worker.receive(), worker.receive()
+    assert isinstance(failed, protocol.Failed)
+    assert (failed.request_id, failed.reason) == (BAD, "one of them is bad")
+    assert isinstance(chunk, protocol.Chunk)
+    assert (chunk.request_id, chunk.batch) == (1, 1)
+
+
+def test_a_chunk_of_no_use_costs_the_others_of_its_batch_nothing(worker: Worker) -> None:
+    worker.device.may_end.release()
+    worker.hand_over(USELESS, 1)
+    failed, chunk = worker.receive(), worker.receive()
+    assert isinstance(failed, protocol.Failed)
+    assert (failed.request_id, failed.reason) == (USELESS, "not finite")
+    assert isinstance(chunk, protocol.Chunk)
+    assert (chunk.request_id, chunk.batch) == (1, 2)

@@ -41,4 +41,6 @@ def test_what_is_allocated_shows() -> None:
     assert after.total_bytes == before.total_bytes > after.used_bytes
     # Other processes may let go of some meanwhile.
     assert after.used_bytes - before.used_bytes >= 400 * MEGABYTE
-    assert after.reserved_bytes - before.reserved_bytes >= held.nbytes
+    # Some of it may lie in what was reserved before.
+    assert after.reserved_bytes >= held.nbytes
+    assert after.reserved_bytes - before.reserved_bytes >= 400 * MEGABYTE

@@ -126,8 +126,13 @@ class ScriptedPolicy:
             time.sleep(seconds)
         return observation
 
+    def begin(self, observations: Sequence[Mapping[str, Any]]) -> _Begun:
+        return _Begun(self, observations)
+
     def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         assert len(observations) in self.batch_sizes
+        if len(observations) == 1:
+            return [self.infer(observations[0])]
         if any(observation.get("prompt") in PROMPTS_THAT_FAIL for observation in observations):
             raise EngineError("one of them is bad")
         if any(observation.get("prompt") == "die" for observation in observations):
@@ -170,6 +175,20 @@ class ScriptedPolicy:
             if CONTINUATION_KEY in observation:
                 reply["rtc"] = _report(ChunkContinuation(**observation[CONTINUATION_KEY]))
         return reply
+
+
+class _Begun:
+    """Computes when it is waited for."""
+
+    def __init__(self, policy: ScriptedPolicy, observations: Sequence[Mapping[str, Any]]) -> None:
+        self._policy, self._observations = policy, observations
+        self._replies: list[Mapping[str, Any]] = []
+
+    def wait(self) -> None:
+        self._replies = self._policy.infer_batch(self._observations)
+
+    def reply(self, index: int) -> Mapping[str, Any]:
+        return self._replies[index]
 
 
 def _busy(seconds: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -80,6 +80,24 @@ class Batched(Protocol):
 
         Returns:
             One result per request. Each one's `stage_seconds` are those of the whole batch.
+
+        Raises:
+            EngineError: where the requests do not fit the model or each other.
+        """
+        ...
+
+
+@runtime_checkable
+class Queued(Protocol):
+    """A backend that gives its device work without waiting for it."""
+
+    def begin_batch(
+        self, inputs: Sequence[ModelInputs], noise: Sequence[Array]
+    ) -> Callable[[], Sequence[InferenceResult]]:
+        """Begin what `Batched.infer_batch` computes, or `infer` for one request.
+
+        Returns:
+            Waits for the results. To be called once, by the thread that began, before anything else is begun.
 
         Raises:
             EngineError: where the requests do not fit the model or each other.

@@ -110,10 +110,22 @@ class TritonBackend:
         Raises:
             EngineError: for a batch size or a number of cameras without graphs, or inputs that do not fit.
         """
+        return self.begin_batch(inputs, noise)()
+
+    def begin_batch(
+        self, inputs: Sequence[ModelInputs], noise: Sequence[npt.NDArray[np.float32]]
+    ) -> Callable[[], list[InferenceResult]]:
+        """See `capabilities.Queued.begin_batch`; raises as `infer_batch` does."""
         engine = self._engine(self._key(inputs, noise))
         with torch.cuda.device(self._device):
-            result = engine.run(inputs, noise)
-        return result.chunks.results(result.stage_seconds)
+            engine.begin(inputs, noise)
+
+        def finish() -> list[InferenceResult]:
+            with torch.cuda.device(self._device):
+                result = engine.finish()
+            return result.chunks.results(result.stage_seconds)
+
+        return finish
 
     @torch.inference_mode()
     def trace(self, inputs: ModelInputs, noise: npt.NDArray[np.float32]) -> Trace:

@@ -90,8 +90,8 @@ class CapturedEngine:
             for _ in range(len(STAGES) + 1)
         ]
 
-    def run(self, inputs: Sequence[ModelInputs], noise: Sequence[npt.NDArray[np.float32]]) -> BatchResult:
-        """Compute one batch; returns when the actions are in host memory.
+    def begin(self, inputs: Sequence[ModelInputs], noise: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Let the device compute one batch. Nothing else may begin here until `finish` has returned.
 
         Args:
             inputs: `key.batch` observations that fit the key.
@@ -102,6 +102,9 @@ class CapturedEngine:
         for graph, mark in zip(self._graphs, self._marks[1:], strict=True):
             graph.replay()
             mark.record()
+
+    def finish(self) -> BatchResult:
+        """What was begun; returns when the actions are in host memory."""
         self._marks[-1].synchronize()
         seconds = {
             stage: 1e-3 * before.elapsed_time(after)

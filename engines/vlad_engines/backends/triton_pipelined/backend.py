@@ -62,7 +62,14 @@ class PipelinedTritonBackend(TritonBackend):
 
     def infer_batch(self, inputs: Sequence[ModelInputs], noise: Sequence[Actions]) -> list[InferenceResult]:
         """See `capabilities.Batched.infer_batch`."""
-        return batch_results(self._start(inputs, noise).result())
+        return self.begin_batch(inputs, noise)()
+
+    def begin_batch(
+        self, inputs: Sequence[ModelInputs], noise: Sequence[Actions]
+    ) -> Callable[[], list[InferenceResult]]:
+        """See `capabilities.Queued.begin_batch`."""
+        computing = self._start(inputs, noise)
+        return lambda: batch_results(computing.result())
 
     def trace(self, inputs: ModelInputs, noise: Actions) -> Trace:
         """See `capabilities.Traceable`. Waits until nothing else is in flight."""
