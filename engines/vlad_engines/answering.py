@@ -57,19 +57,12 @@ class Inbox(Protocol):
         ...
 
 
-class Pending(Protocol):
-    """A chunk that is being computed; `vlad_engines`' `PendingChunk` is one."""
-
-    def result(self) -> Mapping[str, Any]:
-        """Wait for it; what `Begun.reply` returns, and what `Begun` raises."""
-        ...
-
-
 class Begun(Protocol):
     """Requests that are computed together; `vlad_engines`' `BegunBatch` is one."""
 
     def wait(self) -> None:
-        """Return when the chunks are computed. Called once, before anything else is begun.
+        """Return when the chunks are computed. Called once; before anything else is begun, but for policies
+        that overlap.
 
         Raises:
             Exception: where one of them cannot be computed; each is then computed alone.
@@ -109,7 +102,7 @@ class Policy(Protocol):
 
     @property
     def overlaps(self) -> bool:
-        """True where `start` returns while the device still computes the observation before."""
+        """True where some requests may be begun while others are computed, and are computed beside them."""
         ...
 
     def start_report(self) -> protocol.StartReport:
@@ -118,10 +111,6 @@ class Policy(Protocol):
 
     def device_memory(self) -> protocol.DeviceMemory | None:
         """The memory of its device now; None without one. Takes microseconds."""
-        ...
-
-    def start(self, observation: Mapping[str, Any]) -> Pending:
-        """Begin one chunk; always called from one thread, while another waits for results."""
         ...
 
     def prepare(self, observation: Mapping[str, Any]) -> Any:
@@ -250,14 +239,16 @@ def answer(
             if not batch:
                 return None
             wanted.extend(_still_wanted(slots, batch, send))
-        size = max(size for size in policy.batch_sizes if size <= len(wanted))
-        return _begin(policy, [wanted.popleft() for _ in range(size)], free_since)
+        return _begin(policy, _next_ones(policy, wanted), free_since)
+
+    def begin_alone(requests: Sequence[_Prepared]) -> _Computing:
+        return _begin(policy, requests, time.perf_counter())
 
     threading.Thread(target=prepare_ahead, name="preparer", daemon=True).start()
     between()
     computing = begin_next(time.perf_counter(), wait=True)
     while computing is not None:
-        ended = _wait(policy, computing)
+        ended = _wait(computing, begin_alone)
         free_since = time.perf_counter()
         # The device comes first, the replies where it has something to do.
         following = begin_next(free_since, wait=False)
@@ -281,26 +272,27 @@ def _receive_batch(inbox: Inbox) -> list[protocol.Infer]:
 def _answer_overlapping(
     policy: Policy, slots: protocol.SharedSlots, inbox: Inbox, send: Send, between: Callable[[], None]
 ) -> None:
-    begun: queue.SimpleQueue[tuple[protocol.Infer, Pending, float] | None] = queue.SimpleQueue()
+    begun: queue.SimpleQueue[_Computing | None] = queue.SimpleQueue()
+    one_at_a_time = threading.Lock()
+
+    def begin(requests: Sequence[_Prepared]) -> _Computing:
+        # The thread below begins the requests of a batch that failed.
+        with one_at_a_time:
+            return _begin(policy, requests, free_since=0.0)
 
     def finish() -> None:
-        while (item := begun.get()) is not None:
-            request, pending, started = item
-            send(_overlapped_chunk_or_error(slots, request, pending, started))
+        while (computing := begun.get()) is not None:
+            for one in _wait(computing, begin):
+                send(_chunk_or_error(slots, one))
 
     finisher = threading.Thread(target=finish, name="finisher", daemon=True)
     finisher.start()
     between()
-    while (message := inbox.receive()) is not None:
-        assert isinstance(message, protocol.Infer)
-        if _is_wanted(slots, message):
-            started = time.perf_counter()
-            try:
-                begun.put((message, policy.start(slots.load_observation(message.observation)), started))
-            except Exception as error:
-                send(_failure(message, error))
-        else:
-            send(protocol.Skipped(message.request_id))
+    while batch := _receive_batch(inbox):
+        prepared = [_prepare(policy, slots, request) for request in batch]
+        wanted = collections.deque(_still_wanted(slots, prepared, send))
+        while wanted:
+            begun.put(begin(_next_ones(policy, wanted)))
         between()
     begun.put(None)
     finisher.join()
@@ -333,6 +325,12 @@ def _still_wanted(slots: protocol.SharedSlots, batch: Sequence[_Prepared], send:
             yield one
 
 
+def _next_ones(policy: Policy, wanted: collections.deque[_Prepared]) -> list[_Prepared]:
+    """Take as many as can be computed together."""
+    size = max(size for size in policy.batch_sizes if size <= len(wanted))
+    return [wanted.popleft() for _ in range(size)]
+
+
 def _begin(policy: Policy, requests: Sequence[_Prepared], free_since: float) -> _Computing:
     # Computing counts from when the device was free, and from the preparation where that came later.
     started = max(free_since, requests[0].began)
@@ -342,8 +340,8 @@ def _begin(policy: Policy, requests: Sequence[_Prepared], free_since: float) -> 
         return _Computing(requests, error, started)
 
 
-def _wait(policy: Policy, computing: _Computing) -> list[_Ended]:
-    """Wait for some requests. Where one of them fails, that costs the others nothing."""
+def _wait(computing: _Computing, begin_alone: Callable[[Sequence[_Prepared]], _Computing]) -> list[_Ended]:
+    """Wait for some requests. Where one fails, each is computed alone, so that the others get their chunks."""
     requests, begun, started = computing.requests, computing.begun, computing.started
     size = len(requests)
     try:
@@ -354,9 +352,7 @@ def _wait(policy: Policy, computing: _Computing) -> list[_Ended]:
         if size == 1:
             return [_Ended(requests[0].request, functools.partial(_raise, error), started, 0.0, 1)]
         logger.exception("a batch of %d failed; each of its requests is computed alone", size)
-        return [
-            one for each in requests for one in _wait(policy, _begin(policy, [each], time.perf_counter()))
-        ]
+        return [ended for one in requests for ended in _wait(begin_alone([one]), begin_alone)]
     seconds = time.perf_counter() - started
     return [
         _Ended(one.request, functools.partial(begun.reply, index), started, seconds, size)
@@ -373,16 +369,6 @@ def _chunk_or_error(slots: protocol.SharedSlots, ended: _Ended) -> protocol.Mess
         return _chunk(slots, ended.request, ended.reply(), ended.started, ended.seconds, ended.size)
     except Exception as error:
         return _failure(ended.request, error)
-
-
-def _overlapped_chunk_or_error(
-    slots: protocol.SharedSlots, request: protocol.Infer, pending: Pending, started: float
-) -> protocol.Message:
-    try:
-        result = pending.result()
-        return _chunk(slots, request, result, started, time.perf_counter() - started, 1)
-    except Exception as error:
-        return _failure(request, error)
 
 
 def _failure(request: protocol.Infer, error: Exception) -> protocol.Message:

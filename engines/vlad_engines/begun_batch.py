@@ -12,7 +12,7 @@ from vlad_engines.processing.processor import Processor
 
 
 class BegunBatch:
-    """The replies to some observations, in time. For one thread.
+    """The replies to some observations, in time. Another thread than the one that began them may wait.
 
     Args:
         requests: that were handed over.
@@ -36,7 +36,8 @@ class BegunBatch:
         self._infer_s = 0.0
 
     def wait(self) -> None:
-        """Return when the chunks are in host memory. Called once, before anything else is begun.
+        """Return when the chunks are in host memory. Called once; before anything else is begun, but for
+        overlapped backends.
 
         Raises:
             EngineError: where the engine failed.

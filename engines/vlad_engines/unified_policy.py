@@ -298,7 +298,8 @@ class UnifiedPolicy:
     def begin(self, requests: Sequence[PreparedRequest]) -> BegunBatch:
         """Begin the chunks of prepared observations together, as many as one of `batch_sizes`.
 
-        Wait for what was begun before; backends that cannot begin without waiting compute when it is waited.
+        Wait for what was begun before, unless the backend overlaps. Backends that cannot begin without
+        waiting compute while they are waited for.
 
         Raises:
             ConfigError: for a number of observations that is none of `batch_sizes`.

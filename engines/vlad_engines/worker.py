@@ -21,7 +21,7 @@ from typing import Any
 from vlad_configs.errors import VladError
 from vlad_configs.rtc import ChunkContinuation
 from vlad_engines import worker_protocol as protocol
-from vlad_engines.answering import Begun, Pending, Policy, answer, at_most
+from vlad_engines.answering import Begun, Policy, answer, at_most
 from vlad_engines.vitals import StartTimes, Vitals
 
 logger = logging.getLogger("vlad.worker")
@@ -72,7 +72,7 @@ def serve(make_policy: PolicyFactory, arguments: list[str]) -> int:
         _send(link, protocol.StartFailed(at_most(MAX_REASON_BYTES, f"{type(error).__name__}: {error}")))
         return 1
     _send(link, policy.start_report())
-    _send(link, protocol.Ready(dict(policy.metadata), list(policy.batch_sizes)))
+    _send(link, protocol.Ready(dict(policy.metadata), list(policy.batch_sizes), policy.overlaps))
     send = functools.partial(_send, link)
     vitals = Vitals(policy.device_memory, send)
 
@@ -167,13 +167,6 @@ class _ServedPolicy:
     def device_memory(self) -> protocol.DeviceMemory | None:
         memory: protocol.DeviceMemory | None = self._policy.device_memory()
         return memory
-
-    def start(self, observation: Mapping[str, Any]) -> Pending:
-        robot_keys, noise, seed, continuation = _taken_apart(observation)
-        pending: Pending = self._policy.start(
-            robot_keys, noise=noise, seed=seed, chunk_continuation=continuation
-        )
-        return pending
 
     def prepare(self, observation: Mapping[str, Any]) -> Any:
         robot_keys, noise, seed, continuation = _taken_apart(observation)

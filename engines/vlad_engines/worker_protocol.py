@@ -74,10 +74,12 @@ class Ready(NamedTuple):
     Attributes:
         metadata: goes to clients.
         batch_sizes: how many requests may share one computation, ascending, 1 among them.
+        overlaps: True where one computation may run beside the denoising of the one before.
     """
 
     metadata: dict[str, Any]
     batch_sizes: list[int]
+    overlaps: bool = False
 
 
 class StartFailed(NamedTuple):

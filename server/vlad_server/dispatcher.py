@@ -185,9 +185,9 @@ class Dispatcher:
             self._end(request_id, parcel, _superseded())
         self._pump()
 
-    def on_computed(self, size: int, seconds: float) -> None:
+    def on_computed(self, size: int, seconds: float, occupied: float) -> None:
         """The engine computed a batch. Called by links."""
-        self._times.note(size, seconds, time.perf_counter())
+        self._times.note(size, seconds, time.perf_counter(), occupied)
 
     def _submit_newest(self, request_id: int, parcel: Parcel, terms: Terms) -> None:
         older = self._queue.supersede(request_id, parcel, terms)

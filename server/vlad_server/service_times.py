@@ -16,20 +16,24 @@ class ServiceTimes:
     """Seconds per batch size, over the latest computations of all workers."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, collections.deque[float]] = {}
-        self._median: dict[int, float] = {}
+        self._seconds: dict[int, _Median] = collections.defaultdict(_Median)
+        self._occupied: dict[int, _Median] = collections.defaultdict(_Median)
         self._noted: dict[int, float] = {}
 
-    def note(self, size: int, seconds: float, now: float) -> None:
-        """A batch of `size` took `seconds`."""
-        window = self._seconds.setdefault(size, collections.deque(maxlen=WINDOW))
-        window.append(seconds)
-        self._median[size] = sorted(window)[len(window) // 2]
+    def note(self, size: int, seconds: float, now: float, occupied: float | None = None) -> None:
+        """A batch of `size` took `seconds`.
+
+        Args:
+            occupied: those of them in which it was the last one on its device, and so what it costs the
+                requests behind it; None for all. Less where another batch was computed beside its beginning.
+        """
+        self._seconds[size].add(seconds)
+        self._occupied[size].add(seconds if occupied is None else occupied)
         self._noted[size] = now
 
     def expected(self, size: int) -> float | None:
         """What a batch of `size` takes; None where none was measured yet."""
-        return self._median.get(size)
+        return self._seconds[size].value if size in self._noted else None
 
     def best_size(self, waiting: int, sizes: Sequence[int], now: float) -> int:
         """The batch size, at most `waiting`, that serves most requests per second.
@@ -44,4 +48,16 @@ class ServiceTimes:
         for size in reversed(possible):
             if now - self._noted.get(size, -STALE_AFTER_S) >= STALE_AFTER_S:
                 return size
-        return max(possible, key=lambda size: (size / self._median[size], -size))
+        return max(possible, key=lambda size: (size / self._occupied[size].value, -size))
+
+
+class _Median:
+    """Of the latest values."""
+
+    def __init__(self) -> None:
+        self._window: collections.deque[float] = collections.deque(maxlen=WINDOW)
+        self.value = 0.0
+
+    def add(self, value: float) -> None:
+        self._window.append(value)
+        self.value = sorted(self._window)[len(self._window) // 2]

@@ -56,8 +56,8 @@ class LinkOwner(Protocol):
         """A request that was handed over was never begun, and will not be by this worker."""
         ...
 
-    def on_computed(self, size: int, seconds: float) -> None:
-        """A batch of `size` requests took the engine `seconds`."""
+    def on_computed(self, size: int, seconds: float, occupied: float) -> None:
+        """A batch of `size` requests took the engine `seconds`; `occupied`: see `ServiceTimes.note`."""
         ...
 
     @property
@@ -109,8 +109,11 @@ class WorkerLink:
         self._ready_since: float | None = None
         self._batches: collections.deque[set[int]] = collections.deque()
         self._computing = 0
+        self._overlaps = False
+        self._front_s: dict[int, float] = {}
+        self._front_free_at = 0.0
         self._preparation_s = 0.0
-        self._last_computation = 0.0
+        self._last_computation = self._last_end = 0.0
         self.busy_since = 0.0
 
     def __len__(self) -> int:
@@ -127,7 +130,8 @@ class WorkerLink:
 
         One batch computes while the worker prepares the next. A lone request is the next one at once. Where
         requests can share a computation, the next ones are better chosen as late as their preparation
-        allows: all that come until then can share it. The turn of a request that was taken back goes to
+        allows: all that come until then can share it. A worker that overlaps takes them that long before
+        vision and prefix of those before have ended. The turn of a request that was taken back goes to
         whoever inherits its place, so nobody else may have it before that is settled.
 
         Args:
@@ -137,6 +141,8 @@ class WorkerLink:
             return math.inf
         if not self._batches or self.batch_sizes == (1,):
             return -math.inf
+        if self._overlaps:
+            return self._front_free_at - self._preparation_s - HAND_OVER_S
         seconds = expected(self._computing)
         if seconds is None:
             return math.inf
@@ -149,9 +155,11 @@ class WorkerLink:
             begin_by: of a request id, the time.perf_counter() at which its result has become useless.
         """
         assert self._worker is not None
+        now = time.perf_counter()
         if not self._batches:
-            self.busy_since = time.perf_counter()
+            self.busy_since = now
             self._computing = len(batch)
+        self._front_free_at = max(now, self._front_free_at) + self._front_s.get(len(batch), 0.0)
         self._batches.append({request_id for request_id, _ in batch})
         more = len(batch)
         for request_id, parcel in batch:
@@ -282,7 +290,13 @@ class WorkerLink:
         if message.started != self._last_computation:
             self._last_computation = message.started
             self._preparation_s = 1e-3 * message.batch * message.timing.get("preprocess_ms", 0.0)
-            self._owner.on_computed(message.batch, message.seconds)
+            self._front_s[message.batch] = 1e-3 * sum(
+                message.timing.get(f"{stage}_ms", 0.0) for stage in ("vision", "prefix")
+            )
+            end = message.started + message.seconds
+            occupied = end - max(message.started, self._last_end)
+            self._last_end = end
+            self._owner.on_computed(message.batch, message.seconds, occupied)
             self._metrics.engine.note_execution(message.batch, message.timing)
         reply = Reply(
             policy_timing=message.timing,
@@ -302,6 +316,7 @@ class WorkerLink:
         elif isinstance(message, protocol.Ready):
             self.metadata = message.metadata
             self.batch_sizes = tuple(size for size in message.batch_sizes if size <= MAX_BATCH_SIZE)
+            self._overlaps = message.overlaps
             self._ready_since = time.monotonic()
             self.ever_ready = True
             self.explanation = "ready"

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
@@ -65,10 +66,11 @@ def _at_once(daemon: Daemon, observations: list[dict[str, Any]]) -> list[Any]:
     return replies
 
 
-def test_a_bad_request_fails_alone() -> None:
+@pytest.mark.parametrize("overlap", [{}, {"overlap_s": 0.02}])
+def test_a_bad_request_fails_alone(overlap: dict[str, float]) -> None:
     prompts = ["do it", "raise", "do it", "refuse"]
     observations = [libero_observation(seed, prompt=prompt) for seed, prompt in enumerate(prompts)]
-    with start_scripted_daemon(batch_sizes=[1, 4]) as daemon:
+    with start_scripted_daemon(batch_sizes=[1, 4], **overlap) as daemon:
         daemon.wait_ready()
         replies = _at_once(daemon, observations)
     assert [reply.get("code") for reply in replies] == [None, "engine", None, "invalid"]

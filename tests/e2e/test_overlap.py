@@ -36,6 +36,21 @@ def test_two_requests_are_computed_side_by_side() -> None:
         assert _served(daemon, 4, 3.0) > 45
 
 
+def test_batches_are_computed_side_by_side_too() -> None:
+    # Vision and prefix take 20 ms for each request of a batch, denoising 50 ms for all of them together.
+    with start_scripted_daemon(overlap_s=0.02, infer_s=0.05, batch_sizes=[1, 2, 4]) as daemon:
+        daemon.wait_ready()
+        # In three seconds there would be 60 one beside the other, 92 in batches of four one after the other.
+        assert _served(daemon, 12, 3.0) > 105
+
+
+def test_they_are_computed_alone_where_batches_bring_less() -> None:
+    with start_scripted_daemon(overlap_s=0.01, infer_s=0.01, batch_s=0.2, batch_sizes=[1, 4]) as daemon:
+        daemon.wait_ready()
+        # In batches of four there would be 20.
+        assert _served(daemon, 4, 3.0) > 100
+
+
 def test_failures_of_either_half_reach_their_own_robot() -> None:
     with (
         start_scripted_daemon(overlap_s=0.01) as daemon,

@@ -18,7 +18,7 @@ from vlad_engines import worker_protocol as protocol
         protocol.Infer(7, 1, b"outline"),
         protocol.Progress("loading", 0.25),
         protocol.Infer(7, 1, b"outline", 2, 12.5, True),
-        protocol.Ready({"family": "pi05"}, [1, 2, 4]),
+        protocol.Ready({"family": "pi05"}, [1, 2, 4], overlaps=True),
         protocol.StartFailed("no such checkpoint"),
         protocol.Chunk(7, b"outline", 12.5, 0.03, 4, {"infer_ms": 30.0}, {"mode": "off"}),
         protocol.Skipped(7),

@@ -54,3 +54,14 @@ def test_a_size_is_tried_once_and_again_after_a_while() -> None:
     times.note(1, 0.010, STALE_AFTER_S)
     times.note(2, 0.012, STALE_AFTER_S)
     assert times.best_size(4, SIZES, 1.0 + STALE_AFTER_S) == 4
+
+
+def test_what_ran_beside_others_counts_only_where_it_was_last() -> None:
+    times = ServiceTimes()
+    # Side by side, a request takes 18 ms and one is ready every 9; four together take 30, ready every 25.
+    times.note(1, 0.018, 0.0, occupied=0.009)
+    times.note(4, 0.030, 0.0, occupied=0.025)
+    assert times.best_size(4, (1, 4), 1.0) == 4
+    times.note(4, 0.050, 0.0, occupied=0.045)
+    assert times.best_size(4, (1, 4), 1.0) == 1
+    assert times.expected(1) == 0.018

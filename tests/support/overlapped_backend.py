@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -65,6 +65,12 @@ class SeveralAtOnce(PytorchBackend):
 
     def infer_batch(self, inputs: Sequence[ModelInputs], noise: Sequence[Array]) -> list[InferenceResult]:
         return [self.infer(*pair) for pair in zip(inputs, noise, strict=True)]
+
+    def begin_batch(
+        self, inputs: Sequence[ModelInputs], noise: Sequence[Array]
+    ) -> Callable[[], list[InferenceResult]]:
+        futures = [self.start(*pair) for pair in zip(inputs, noise, strict=True)]
+        return lambda: [future.result() for future in futures]
 
     def close(self) -> None:
         self._flights.close()

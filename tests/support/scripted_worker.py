@@ -14,14 +14,12 @@ The chunk is a pure function of the state, so that a mixed-up reply shows.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,11 +66,6 @@ def _report(continuation: ChunkContinuation) -> dict[str, Any]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pending:
-    result: Callable[[], Mapping[str, Any]]
-
-
 class ScriptedPolicy:
     """Does what its script and the prompts say."""
 
@@ -114,12 +107,6 @@ class ScriptedPolicy:
     def device_memory(self) -> DeviceMemory | None:
         return DeviceMemory(**self._script["memory"]) if "memory" in self._script else None
 
-    def start(self, observation: Mapping[str, Any]) -> _Pending:
-        if observation.get("prompt") == "refuse":
-            raise ObservationError("prompt", "another prompt", "refuse")
-        time.sleep(self._script["overlap_s"])
-        return _Pending(functools.partial(self.infer, observation))
-
     def prepare(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
         # To sleep for no time at all takes 60 microseconds.
         if (seconds := self._script.get("prepare_s", 0.0)) > 0:
@@ -127,7 +114,12 @@ class ScriptedPolicy:
         return observation
 
     def begin(self, observations: Sequence[Mapping[str, Any]]) -> _Begun:
-        return _Begun(self, observations)
+        front_s = self._script.get("overlap_s", 0.0) * len(observations)
+        if front_s and any(observation.get("prompt") == "refuse" for observation in observations):
+            raise ObservationError("prompt", "another prompt", "refuse")
+        if front_s:
+            time.sleep(front_s)
+        return _Begun(self, observations, front_s)
 
     def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         assert len(observations) in self.batch_sizes
@@ -180,15 +172,19 @@ class ScriptedPolicy:
 class _Begun:
     """Computes when it is waited for."""
 
-    def __init__(self, policy: ScriptedPolicy, observations: Sequence[Mapping[str, Any]]) -> None:
-        self._policy, self._observations = policy, observations
+    def __init__(
+        self, policy: ScriptedPolicy, observations: Sequence[Mapping[str, Any]], front_s: float
+    ) -> None:
+        self._policy, self._observations, self._front_s = policy, observations, front_s
         self._replies: list[Mapping[str, Any]] = []
 
     def wait(self) -> None:
         self._replies = self._policy.infer_batch(self._observations)
 
     def reply(self, index: int) -> Mapping[str, Any]:
-        return self._replies[index]
+        reply = dict(self._replies[index])
+        reply["policy_timing"] = {**reply["policy_timing"], "prefix_ms": 1e3 * self._front_s}
+        return reply
 
 
 def _busy(seconds: float) -> None:

@@ -98,6 +98,7 @@ class Queued(Protocol):
 
         Returns:
             Waits for the results. To be called once, by the thread that began, before anything else is begun.
+            Where the backend is `Overlapped` too, by any thread, whatever was begun since.
 
         Raises:
             EngineError: where the requests do not fit the model or each other.
@@ -128,7 +129,7 @@ class WatchesMemory(Protocol):
 
 
 @runtime_checkable
-class Overlapped(Protocol):
+class Overlapped(Queued, Protocol):
     """A backend that keeps several requests in flight: `infer` is `start` and the wait for its result."""
 
     @property

@@ -97,7 +97,14 @@ class PipelinedTensorRtBackend(TensorRtBackend):
 
     def infer_batch(self, inputs: Sequence[ModelInputs], noise: Sequence[Array]) -> list[InferenceResult]:
         """See `capabilities.Batched.infer_batch`."""
-        return batch_results(self._start(inputs, noise).result())
+        return self.begin_batch(inputs, noise)()
+
+    def begin_batch(
+        self, inputs: Sequence[ModelInputs], noise: Sequence[Array]
+    ) -> Callable[[], list[InferenceResult]]:
+        """See `capabilities.Queued.begin_batch`."""
+        computing = self._start(inputs, noise)
+        return lambda: batch_results(computing.result())
 
     def trace(self, inputs: ModelInputs, noise: Array) -> Trace:
         """See `capabilities.Traceable`. Waits until nothing else is in flight."""
