@@ -341,7 +341,7 @@ def _begin(policy: Policy, requests: Sequence[_Prepared], free_since: float) -> 
 
 
 def _wait(computing: _Computing, begin_alone: Callable[[Sequence[_Prepared]], _Computing]) -> list[_Ended]:
-    """Wait for some requests. Where one fails, each is computed alone, so that the others get their chunks."""
+    """Wait for some requests. Where one fails, each is computed alone, for the others to get their chunks."""
     requests, begun, started = computing.requests, computing.begun, computing.started
     size = len(requests)
     try:
