@@ -5,8 +5,8 @@
 Each recorded LIBERO observation is answered with raw images and with encoded ones, from the same noise,
 so that the images alone make the difference. Beside them stands what the images of another observation
 do to the same chunk, and what other noise does: without that scale the figures would say nothing.
-The embedded policy has random weights: the differences show how far the pixels reach into the actions
-of such a network, not what a trained robot would do. Give --checkpoint for one that is trained.
+With random weights the differences show how far the pixels reach into the actions of such a network, not what
+a trained robot would do.
 """
 
 from __future__ import annotations

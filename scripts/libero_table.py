@@ -103,7 +103,7 @@ class _Runner:
         return [
             missing_row(row, self._reasons.get(row.name, "it was not its turn yet"))
             if (summary := self._summary(row)) is None
-            else finished_row(row, summary, self._commands(row, "CHECKPOINT"), reference)
+            else finished_row(row, summary, self._commands(row, summary), reference)
             for row in rows
         ]
 
@@ -115,7 +115,6 @@ class _Runner:
         content = {
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "checkpoint": {"name": self._checkpoint().name, "sha256": self._fingerprint()},
-            "device": (reference.get("served") or {}).get("device"),
             "protocol": reference.get("protocol"),
             "rows": table,
         }
@@ -172,9 +171,11 @@ class _Runner:
             arguments += ["--max-steps", str(options.max_steps)]
         return arguments
 
-    def _commands(self, row: Row, checkpoint: str) -> list[str]:
-        device = [] if self._options.device is None else ["--device", self._options.device]
-        policy = ["--env", "LIBERO", "--checkpoint", checkpoint]
+    def _commands(self, row: Row, summary: dict[str, Any]) -> list[str]:
+        """What repeats the row, on the kind of device that it had."""
+        served = (summary.get("served") or {}).get("device") or self._options.device
+        device = [] if served is None else ["--device", served]
+        policy = ["--env", "LIBERO", "--checkpoint", "CHECKPOINT"]
         serve = shlex.join(["serve_policy", *policy, *row.serve_arguments(), *device])
         return [serve, shlex.join(["eval_libero", *self._protocol(row)])]
 

@@ -80,7 +80,7 @@ def _published_checkpoint(environment: str, variables: Mapping[str, str]) -> Che
         f"  1. serve your own:           serve_policy --env {environment} --checkpoint DIRECTORY\n"
         f"  2. fetch the published one:  copy {robot.default_checkpoint} to that place, "
         "converted to PyTorch with openpi's script (or set OPENPI_DATA_HOME to where you keep it)\n"
-        "  3. try the embedded demo:    serve_policy --checkpoint demo   (LIBERO, tiny, random weights)"
+        "  3. try the embedded demo:    serve_policy --checkpoint demo   (LIBERO-Spatial, tiny, trained)"
     )
 
 

@@ -54,6 +54,15 @@ def test_a_row_that_could_not_run_has_a_reason_and_no_numbers() -> None:
     assert "success_rate" not in row
     summary = summarise(PROTOCOL, _results(True, True, True, False), PROMPTS, RUN)
     text = markdown([finished_row(ROWS[REFERENCE], summary, [], None), row])
-    assert "| 3/4 (75.0%) |" in text
+    assert "| lockstep |  | 3/4 (75.0%) |" in text
     assert "not run: no tensorrt / here" in text
     assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_a_row_says_on_what_it_was_computed() -> None:
+    run = {**RUN, "served": {"device": "cuda"}}
+    summary = summarise(PROTOCOL, _results(True, True, True, False), PROMPTS, run)
+    row = finished_row(ROWS[REFERENCE], summary, [], None)
+    assert row["device"] == "cuda"
+    assert "| on |" in markdown([row])
+    assert "| lockstep | cuda | 3/4 (75.0%) |" in markdown([row])

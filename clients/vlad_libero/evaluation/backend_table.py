@@ -37,6 +37,7 @@ def finished_row(
         ResultsError: where both cannot be paired.
     """
     content = {name: summary[name] for name in _OF_SUMMARY}
+    content["device"] = (summary.get("served") or {}).get("device")
     paired = None
     if reference is not None and row.name != REFERENCE:
         paired = compare(reference, summary, also_different=("replan_steps",))
@@ -65,22 +66,24 @@ def missing_row(row: Row, reason: str) -> dict[str, Any]:
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table for a page."""
     lines = [
-        "| backend | precision | steps | variant | success | 95 % interval | wrong bowl | only reference "
-        "/ only this | p |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| backend | precision | steps | variant | on | success | 95 % interval | wrong bowl "
+        "| only reference / only this | p |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [row["backend"], row["precision"], str(row["steps"]), row["variant"]]
         if row["status"] == "ran" and row["episodes"]:
             low, high = row["interval"]
             cells += [
+                row["device"] or "",
                 f"{row['successes']}/{row['episodes']} ({row['success_rate']:.1%})",
                 f"{low:.1%} to {high:.1%}",
                 f"{row['wrong_object_rate']:.1%}",
                 *_paired(row["against_reference"]),
             ]
         else:
-            cells += [f"not run: {row.get('reason', 'no episodes')}".replace("|", "/"), "", "", "", ""]
+            reason = f"not run: {row.get('reason', 'no episodes')}".replace("|", "/")
+            cells += ["", reason, "", "", "", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
