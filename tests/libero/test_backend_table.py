@@ -24,6 +24,7 @@ def test_every_row_fits_into_the_policys_chunks() -> None:
             int(options.get("--replan-steps", 5)),
             int(options.get("--delay-steps", 0)),
             options.get("--play", "lockstep"),  # type: ignore[arg-type]
+            int(options["--rtc-prefix-end"]) if "--rtc-prefix-end" in options else None,
         )
         assert playing.replan_steps + playing.delay_steps <= HORIZON, row.name
 

@@ -29,9 +29,14 @@ class Script:
 
 
 def _played(
-    script: Script, steps: int, replan: int, delay: int = 0, mode: PlayMode = "lockstep"
+    script: Script,
+    steps: int,
+    replan: int,
+    delay: int = 0,
+    mode: PlayMode = "lockstep",
+    prefix_end: int | None = None,
 ) -> list[float]:
-    player = Player(Playing(replan, delay, mode), script.infer, HOLD)
+    player = Player(Playing(replan, delay, mode, prefix_end), script.infer, HOLD)
     return [float(player.next()[0]) for _ in range(steps)]
 
 
@@ -65,6 +70,21 @@ def test_rtc_tells_the_server_what_it_continues() -> None:
     _played(script, 8, replan=3, delay=2, mode="rtc")
     assert script.requests[0] == {"vlad/reset": True}
     assert script.requests[1]["vlad/rtc"] == {"prev_chunk_id": 1, "executed": 3, "delay": 2}
+
+
+def test_rtc_says_how_far_the_old_chunk_draws_where_that_is_set() -> None:
+    script = Script()
+    played = _played(script, 8, replan=3, delay=2, mode="rtc", prefix_end=2)
+    assert script.requests[1]["vlad/rtc"] == {"prev_chunk_id": 1, "executed": 3, "delay": 2, "prefix_end": 2}
+    assert played == _played(Script(), 8, replan=3, delay=2, mode="rtc")
+    for mode, end in (("overlap", 2), ("rtc", -1)):
+        with pytest.raises(LiberoError, match="only for chunks that are played rtc"):
+            _played(Script(), 1, replan=3, delay=2, mode=mode, prefix_end=end)  # type: ignore[arg-type]
+
+
+def test_settings_are_those_that_are_set() -> None:
+    assert Playing(5).settings() == {"replan_steps": 5, "delay_steps": 0, "mode": "lockstep"}
+    assert Playing(5, 2, "rtc", 2).settings()["prefix_end"] == 2
 
 
 def test_a_chunk_that_cannot_last_is_refused() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import os
 import pathlib
@@ -48,7 +47,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
         raise LiberoError("--workers must be at least 1, --videos not negative")
     assets = choose_assets(options.assets)
     protocol = _protocol(options, assets)
-    playing = Playing(protocol.replan_steps, options.delay_steps, options.play)
+    playing = Playing(protocol.replan_steps, options.delay_steps, options.play, options.rtc_prefix_end)
     tasks = suite_tasks(protocol.suite)
     if protocol.tasks[-1] >= len(tasks):
         raise LiberoError(f"{protocol.suite} has {len(tasks)} tasks, there is no task {protocol.tasks[-1]}")
@@ -61,7 +60,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
         "precision": served["precision"],
         "steps": served["num_denoising_steps"],
         "variant": options.variant or _variant(playing, server),
-        "playing": dataclasses.asdict(playing),
+        "playing": playing.settings(),
         "images": server.image_encoding or "raw",
         "quality": server.quality,
         "served": served,
@@ -194,6 +193,12 @@ def _parser() -> argparse.ArgumentParser:
     protocol.add_argument("--rendering", choices=sorted(RENDERINGS), help="(published with official assets)")
     protocol.add_argument("--delay-steps", type=int, default=0, help="until a chunk arrives, simulated (0)")
     protocol.add_argument("--play", choices=("lockstep", "overlap", "rtc"), default="lockstep")
+    protocol.add_argument(
+        "--rtc-prefix-end",
+        type=int,
+        metavar="INDEX",
+        help="with --play rtc: the old chunk draws only the actions before it (as far as the old one goes)",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/libero"))
     output.add_argument("--variant", help="label in the results")

@@ -27,17 +27,26 @@ class Playing:
         mode: `lockstep` stands still until the chunk is there; `overlap` plays the old chunk on and
             enters the new one at the action of that time; `rtc` also asks the server to continue the
             old chunk.
+        prefix_end: for `rtc`, index in the new chunk behind the last action that the old one draws to
+            itself; None leaves that to the server, which draws as far as the old chunk goes.
     """
 
     replan_steps: int
     delay_steps: int = 0
     mode: PlayMode = "lockstep"
+    prefix_end: int | None = None
 
     def __post_init__(self) -> None:
         if self.replan_steps < 1 or self.delay_steps < 0:
             raise LiberoError("replan steps must be at least 1 and delay steps not negative")
         if self.mode not in ("lockstep", "overlap", "rtc"):
             raise LiberoError(f"chunks are played lockstep, overlap or rtc, not '{self.mode}'")
+        if self.prefix_end is not None and (self.mode != "rtc" or self.prefix_end < 0):
+            raise LiberoError("a prefix end must not be negative, and is only for chunks that are played rtc")
+
+    def settings(self) -> dict[str, Any]:
+        """For people and for comparing runs: what is set."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 class Player:
@@ -86,6 +95,8 @@ class Player:
                     "executed": self._index,
                     "delay": self._playing.delay_steps,
                 }
+                if self._playing.prefix_end is not None:
+                    extras["vlad/rtc"]["prefix_end"] = self._playing.prefix_end
         reply = self._infer(extras)
         chunk = np.array(reply["actions"], np.float64)
         needed = self._playing.replan_steps

@@ -56,6 +56,17 @@ def _delayed(mode: str, delay: int) -> Row:
     )
 
 
+def _held_only(delay: int) -> Row:
+    """As `rtc`, but the old chunk draws no actions beyond those that it will have executed meanwhile."""
+    row = _delayed("rtc", delay)
+    return dataclasses.replace(
+        row,
+        name=f"rtc-held-delay-{delay}",
+        variant=row.variant.replace("rtc", f"rtc, prefix end {delay}"),
+        play=(*row.play, "--rtc-prefix-end", str(delay)),
+    )
+
+
 ROWS: Mapping[str, Row] = {
     row.name: row
     for row in (
@@ -71,6 +82,7 @@ ROWS: Mapping[str, Row] = {
             for kept in (64, 24)
         ),
         *(_delayed(mode, delay) for delay in (2, 4, 8) for mode in ("lockstep", "overlap", "rtc")),
+        *map(_held_only, (2, 4)),
         Row("jpeg-q90", "lockstep, jpeg q90", play=("--image-encoding", "jpeg", "--quality", "90")),
     )
 }
