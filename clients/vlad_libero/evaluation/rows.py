@@ -82,7 +82,7 @@ ROWS: Mapping[str, Row] = {
             for kept in (64, 24)
         ),
         *(_delayed(mode, delay) for delay in (2, 4, 8) for mode in ("lockstep", "overlap", "rtc")),
-        *map(_held_only, (2, 4)),
+        _held_only(2),
         Row("jpeg-q90", "lockstep, jpeg q90", play=("--image-encoding", "jpeg", "--quality", "90")),
     )
 }
