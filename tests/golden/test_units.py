@@ -15,7 +15,7 @@ from vlad_configs.models import GemmaConfig, ModelConfig, SiglipConfig
 from vlad_engines.model import openpi_names
 from vlad_engines.model.attention import MASK_FILL, additive_mask, block_mask, grouped_attention
 from vlad_engines.model.flow import euler_schedule, time_embedding
-from vlad_engines.model.gemma import AdaptiveRMSNorm, GemmaMlp, RMSNorm, gated_sum
+from vlad_engines.model.gemma import AdaptiveRMSNorm, GemmaMlp, RMSNorm, gated_sum, split_modulations
 from vlad_engines.model.observation import Observation
 from vlad_engines.model.pi0 import Pi0
 from vlad_engines.model.rope import apply_rope, rope_tables
@@ -104,7 +104,7 @@ def test_adaptive_rms_norm_and_its_gate() -> None:
     norm = AdaptiveRMSNorm(x.shape[-1], condition.shape[-1])
     norm.dense.weight.copy_(unit("adarms_w"))
     norm.dense.bias.copy_(unit("adarms_b"))
-    modulation = norm.modulation(condition)
+    (modulation,) = split_modulations(norm.modulation(condition)[None])
     normed, gate = norm(x, modulation)
     assert_near(normed, unit("adarms_y"))
     assert_near(gate, unit("adarms_gate"))

@@ -183,7 +183,8 @@ class _Begun:
 
     def reply(self, index: int) -> Mapping[str, Any]:
         reply = dict(self._replies[index])
-        reply["policy_timing"] = {**reply["policy_timing"], "prefix_ms": 1e3 * self._front_s}
+        if self._front_s:
+            reply["policy_timing"] = {**reply["policy_timing"], "prefix_ms": 1e3 * self._front_s}
         return reply
 
 
