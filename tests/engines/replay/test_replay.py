@@ -50,7 +50,10 @@ def test_another_precision_gives_other_chunks_nearby(recording: pathlib.Path, tm
     comparison = compare(load_run(recording), load_run(tmp_path / "bf16.npz"))
     assert len(comparison.first.numbers) == 3
     assert comparison.difference.any()
-    assert max(row["max_over_span"] for row in comparison.per_joint()) < 0.1
+    *arm, gripper = (row["max_over_span"] for row in comparison.per_joint())
+    assert max(arm) < 0.1
+    # Nearly a yes or no: where the policy hesitates, little makes much of a difference.
+    assert gripper < 0.5
     assert comparison.second.name == "pytorch bf16 10 steps"
 
 
