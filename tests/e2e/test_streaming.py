@@ -203,9 +203,11 @@ def test_every_served_observation_is_the_freshest_at_its_start(streams: int) -> 
     by a server that is not running; that may happen to a few of them. A server that kept its queue in order
     of arrival would serve five old ones for each fresh one.
     """
-    stop = threading.Event()
+    is_over = threading.Event()
 
-    def send(robot: Robot, session: str, begun_to_send: list[float], sent: list[float]) -> None:
+    def send(
+        robot: Robot, session: str, begun_to_send: list[float], sent: list[float], stop: threading.Event
+    ) -> None:
         for number in itertools.count():
             if stop.wait(1 / 30):
                 return
@@ -221,18 +223,23 @@ def test_every_served_observation_is_the_freshest_at_its_start(streams: int) -> 
         answered: list[int] = []
         superseded: list[int] = []
         stale = 0
+        # The camera goes on while the robot waits for what may be its last chunk.
+        stop = threading.Event()
         with connect_robot(daemon.port) as robot, concurrent.futures.ThreadPoolExecutor(1) as sender:
-            sending = sender.submit(send, robot, session, begun_to_send, sent)
-            while not stop.is_set():
-                reply = robot.receive()
-                number = reply["observation_id"]
-                assert reply["session"] == session
-                assert _is_for(reply, number)
-                answered.append(number)
-                superseded += reply["superseded"]
-                # Computing began then, or later; what had left 15 ms before was known.
-                begun = begun_to_send[number] + 1e-3 * reply["observation_age_ms"]
-                stale += any(other < begun - 0.015 for other in sent[number + 1 :])
+            sending = sender.submit(send, robot, session, begun_to_send, sent, stop)
+            try:
+                while not is_over.is_set():
+                    reply = robot.receive()
+                    number = reply["observation_id"]
+                    assert reply["session"] == session
+                    assert _is_for(reply, number)
+                    answered.append(number)
+                    superseded += reply["superseded"]
+                    # Computing began then, or later; what had left 15 ms before was known.
+                    begun = begun_to_send[number] + 1e-3 * reply["observation_age_ms"]
+                    stale += any(other < begun - 0.015 for other in sent[number + 1 :])
+            finally:
+                stop.set()
             sending.result()
         ended = sorted(answered + superseded)
         assert ended == list(range(len(ended)))
@@ -245,7 +252,7 @@ def test_every_served_observation_is_the_freshest_at_its_start(streams: int) -> 
                 futures = [pool.submit(drive, number) for number in range(streams)]
                 concurrent.futures.wait(futures, 3, concurrent.futures.FIRST_EXCEPTION)
             finally:
-                stop.set()
+                is_over.set()
             served, stale = zip(*(future.result() for future in futures), strict=True)
     assert min(served) > 0.7 * max(served)
     assert sum(stale) <= 0.1 * sum(served)
