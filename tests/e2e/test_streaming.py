@@ -74,9 +74,10 @@ def test_an_observation_that_lies_ready_for_the_worker_is_superseded_too() -> No
 
 
 def test_streams_and_lock_step_share_the_engine_alike() -> None:
-    stop = threading.Event()
+    is_over = threading.Event()
 
     def stream() -> int:
+        stop = threading.Event()
         with connect_robot(daemon.port) as robot:
 
             def send() -> None:
@@ -88,17 +89,18 @@ def test_streams_and_lock_step_share_the_engine_alike() -> None:
             sender = threading.Thread(target=send)
             sender.start()
             served = 0
-            while not stop.is_set():
+            while not is_over.is_set():
                 reply = robot.receive()
                 assert _is_for(reply, reply["observation_id"])
                 served += 1
+            stop.set()
             sender.join()
             return served
 
     def lock_step() -> int:
         served = 0
         with connect_robot(daemon.port) as robot:
-            while not stop.is_set():
+            while not is_over.is_set():
                 robot.infer(libero_observation())
                 served += 1
         return served
@@ -108,7 +110,7 @@ def test_streams_and_lock_step_share_the_engine_alike() -> None:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             futures = [pool.submit(what) for what in (stream, stream, lock_step, lock_step)]
             time.sleep(3)
-            stop.set()
+            is_over.set()
             served = [future.result() for future in futures]
     assert min(served) > 0.7 * max(served)
 
