@@ -22,13 +22,14 @@ def measure(port: int, observation: dict[str, Any], *, warm_up: int, repetitions
     """Send the same observation again and again, each after the reply to the one before.
 
     Returns:
-        `wall`: seconds of each request, from the call to the decoded reply; `timing`: the `policy_timing` of
-        each reply; `elapsed`: seconds of all together. Those of the warm-up are left out.
+        `wall`: seconds of each request, from the call to the decoded reply; `timing` and `server_timing`: the
+        `policy_timing` and `server_timing` of each reply, the latter empty where the server sends none;
+        `elapsed`: seconds of all together. Those of the warm-up are left out.
 
     Raises:
         What `WebsocketClientPolicy` and its `infer` raise.
     """
-    wall, timing = [], []
+    wall, timing, server_timing = [], [], []
     with WebsocketClientPolicy("127.0.0.1", port, connect_timeout_s=CONNECT_TIMEOUT_S) as policy:
         for _ in range(warm_up):
             policy.infer(observation)
@@ -38,7 +39,9 @@ def measure(port: int, observation: dict[str, Any], *, warm_up: int, repetitions
             reply = policy.infer(observation)
             wall.append(time.perf_counter() - started)
             timing.append(reply["policy_timing"])
-        return {"wall": wall, "timing": timing, "elapsed": time.perf_counter() - begin}
+            server_timing.append(reply.get("server_timing", {}))
+        elapsed = time.perf_counter() - begin
+    return {"wall": wall, "timing": timing, "server_timing": server_timing, "elapsed": elapsed}
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import logging
 import pathlib
 import shlex
 import sys
+from collections.abc import Mapping
 
 import torch
 import tyro
@@ -118,6 +119,8 @@ def run(args: Args, command: str) -> Results:
     for row in run_plan(plan, command=command, commit=commit):
         rows = with_speedups([*rows, row])
         print(_line(rows[-1]), flush=True)  # noqa: T201
+        if row.path_ms is not None:
+            print(_path_line(row.path_ms), flush=True)  # noqa: T201
     return Results(
         name=args.name,
         date=today(),
@@ -151,6 +154,10 @@ def _line(row: BenchRow) -> str:
         f"{stages['vision']:>8.3f}{stages['prefix']:>8.3f}{stages['denoise']:>9.3f}"
         f"{least:>7}{row.wall_ms:>8.3f}{row.requests_per_s:>8.1f}{memory:>7}{row.start_s:>8.1f}{ratio:>7}"
     )
+
+
+def _path_line(path_ms: Mapping[str, float]) -> str:
+    return "# path: " + ", ".join(f"{part} {time_ms:.3f}" for part, time_ms in path_ms.items())
 
 
 def main() -> None:

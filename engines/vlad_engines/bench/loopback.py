@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from vlad_configs.errors import ConfigError, EngineError
+from vlad_engines.bench.request_path import split
 from vlad_engines.bench.row import STAGES, Samples
 
 _LISTENING = re.compile(r"listening on ws://[^ ]*:(\d+) \(policy\)")
@@ -68,8 +69,8 @@ def running_daemon(options: list[str]) -> Iterator[tuple[int, float]]:
 def measure_loopback(port: int, observation: Mapping[str, Any], *, warm_up: int, repetitions: int) -> Samples:
     """Have a robot send the same request again and again, each after the reply to the one before.
 
-    The wall time is that of the robot: encoding, both ways over the socket, decoding. The stages are
-    those that the daemon reports in each reply.
+    The wall time is that of the robot: encoding, both ways over the socket, decoding. The stages, and
+    most parts of the path, are what the daemon reports in each reply.
 
     Raises:
         ConfigError: without the package vlad-client.
@@ -85,7 +86,8 @@ def measure_loopback(port: int, observation: Mapping[str, Any], *, warm_up: int,
         raise EngineError(f"the robot got no answer: {lines[-1] if lines else robot.returncode}")
     measured = json.loads(robot.stdout)
     stages = {stage: [1e-3 * timing[f"{stage}_ms"] for timing in measured["timing"]] for stage in STAGES}
-    return Samples(stages, measured["wall"], measured["elapsed"], repetitions)
+    path = split(measured["wall"], measured["timing"], measured["server_timing"])
+    return Samples(stages, measured["wall"], measured["elapsed"], repetitions, path)
 
 
 def _pack(observation: Mapping[str, Any]) -> bytes:

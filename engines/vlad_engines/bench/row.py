@@ -21,12 +21,14 @@ class Samples:
         wall: one number per repetition on the host's clock, from the call to the actions in host memory.
         elapsed: from the start of the first repetition to the end of the last.
         requests: answered in `elapsed`.
+        path: part of the wall time -> one number per repetition, see `request_path`; None where unknown.
     """
 
     stages: Mapping[str, Sequence[float]]
     wall: Sequence[float]
     elapsed: float
     requests: int
+    path: Mapping[str, Sequence[float]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,8 @@ class BenchRow:
         pruning: which image tokens the prefix kept, as in the metadata; None for all.
         speedup: device time of the first backend of the same run divided by this one's.
         floor_ms: lower bound by stage, see `roofline`; None for a device whose peaks are unknown.
+        path_ms: where the wall time went, see `request_path`; None for other modes than `loopback`, and
+            where the server did not tell.
     """
 
     gpu: str
@@ -67,6 +71,7 @@ class BenchRow:
     floor_ms: Mapping[str, float] | None = None
     speedup: float | None = None
     pruning: Mapping[str, Any] | None = None
+    path_ms: Mapping[str, float] | None = None
 
     @property
     def case(self) -> tuple[object, ...]:
@@ -99,6 +104,9 @@ class BenchRow:
 def measured(samples: Samples) -> dict[str, Any]:
     """The fields of a row that follow from its samples."""
     device = np.sum([samples.stages[stage] for stage in STAGES], axis=0)
+    path_ms = None
+    if samples.path is not None:
+        path_ms = {part: _ms(np.median(seconds)) for part, seconds in samples.path.items()}
     return {
         "gpu_ms": percentiles_ms(device),
         "stages_ms": {stage: _ms(np.median(samples.stages[stage])) for stage in STAGES},
@@ -106,6 +114,7 @@ def measured(samples: Samples) -> dict[str, Any]:
         "wall_ms_percentiles": percentiles_ms(samples.wall),
         "requests_per_s": round(samples.requests / samples.elapsed, 2),
         "repetitions": len(samples.wall),
+        "path_ms": path_ms,
     }
 
 

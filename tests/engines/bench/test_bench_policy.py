@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.daemon import start_scripted_daemon
 from tests.support.fidelity import WithoutTrace, backend, network, tiny_model
+from tests.support.reference_server import ReferenceServer
 from vlad_configs.errors import ConfigError, EngineError
 from vlad_configs.models import ModelConfig
 from vlad_configs.pruning import TokenPruning
@@ -26,6 +27,7 @@ from vlad_engines.bench.device import file_slug
 from vlad_engines.bench.engine_mode import measure_engine, repeat
 from vlad_engines.bench.loopback import measure_loopback
 from vlad_engines.bench.plot import draw
+from vlad_engines.bench.request_path import PARTS
 from vlad_engines.bench.results import read_results
 from vlad_engines.bench.row import STAGES, Samples, measured
 from vlad_engines.processing.model_inputs import ModelInputs
@@ -127,15 +129,36 @@ def test_policy_mode_includes_the_processing(tmp_path: pathlib.Path) -> None:
     (row,) = results.rows
     assert (row.mode, row.cameras, row.prompt_tokens, row.chunk) == ("policy", 2, 9, 10)
     assert row.wall_ms > row.gpu_ms["p50"]
+    assert row.path_ms is None
 
 
-def test_loopback_mode_runs_a_real_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def test_loopback_mode_runs_a_real_daemon(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
     monkeypatch.setenv("VLAD_CACHE_DIR", str(tmp_path))
-    results = cli.run(args(mode=("loopback",), num_steps=1, prompt_tokens=9), "bench_policy")
+    # Of a single request, the parts add up to the wall time; medians of several need not.
+    options = {"mode": ("loopback",), "num_steps": 1, "prompt_tokens": 9, "repetitions": 1}
+    results = cli.run(args(**options), "bench_policy")
     (row,) = results.rows
     assert (row.mode, row.batch, row.prompt_tokens) == ("loopback", 1, 9)
     assert row.wall_ms > row.gpu_ms["p50"] > 0
     assert row.start_s > 0.1
+    assert row.path_ms is not None
+    assert all(row.path_ms[part] > 0 for part in PARTS)
+    assert row.path_ms["gpu"] == row.gpu_ms["p50"]
+    assert sum(row.path_ms.values()) == pytest.approx(row.wall_ms, abs=1e-4 * len(PARTS))
+    assert f"\n# path: client {row.path_ms['client']:.3f}, decode " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("server_timing", [{}, {"server_timing": {"infer_ms": 4.0, "prev_total_ms": 9.0}}])
+def test_a_server_that_does_not_tell_is_measured_without_a_path(server_timing: dict[str, Any]) -> None:
+    def policy(observation: dict[str, Any]) -> dict[str, Any]:
+        return {"policy_timing": {f"{stage}_ms": 1.0 for stage in STAGES}, **server_timing}
+
+    with ReferenceServer(policy) as server:
+        samples = measure_loopback(server.port, {"prompt": "go"}, warm_up=0, repetitions=2)
+    assert measured(samples)["wall_ms"] > 0
+    assert measured(samples)["path_ms"] is None
 
 
 def test_loopback_mode_without_the_client_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +261,12 @@ def test_file_names_come_from_product_names() -> None:
     assert file_slug("NVIDIA H200") == "h200"
     assert file_slug("NVIDIA GeForce RTX 4090") == "geforce-rtx-4090"
     assert file_slug("cpu") == "cpu"
+
+
+def test_results_of_before_the_path_was_measured_still_load() -> None:
+    path = pathlib.Path(__file__).resolve().parents[3] / "docs/results/2026-11-21-nvidia-h200-loopback.json"
+    (row, *_) = read_results(path).rows
+    assert (row.mode, row.path_ms) == ("loopback", None)
 
 
 def test_other_json_is_no_results_file(tmp_path: pathlib.Path) -> None:
