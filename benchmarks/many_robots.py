@@ -1,13 +1,14 @@
 """Many robots on one engine: fairness, waiting, freshness, and what the server itself costs.
 
 Run from the repository root: `python -m benchmarks.many_robots [--seconds S] [--out FILE]`. The policy is
-scripted and takes 20 ms, so that what robots should get is known.
+scripted, and what it takes is given, so that what robots should get is known.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,33 +27,55 @@ from tests.support.daemon import Daemon, start_scripted_daemon
 from tests.support.libero import libero_observation
 from tests.support.robot import connect_robot, pack
 
-SERVICE_S = 0.020
-LOCK_STEP_ROBOTS = 64
+PARTS = ("lock_step", "bare_websockets", "streams")
 STREAMS = 8
+STREAM_SERVICE_S = 0.020
 CAMERA_HZ = 30.0
+MAX_CONNECTIONS = 256
+"""The daemon's limit where it is not told another one."""
 
 
-def lock_step(seconds: float) -> dict[str, Any]:
-    """Robots that wait for each chunk, all asking at once."""
-    with start_scripted_daemon(infer_s=SERVICE_S) as daemon:
+@dataclasses.dataclass(frozen=True)
+class LockStep:
+    """Robots that wait for each chunk, all asking at once.
+
+    Attributes:
+        service_s: seconds that the policy takes for a chunk.
+        seconds: length of the measurement.
+    """
+
+    robots: int
+    service_s: float
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.robots <= MAX_CONNECTIONS:
+            raise ValueError(f"1 to {MAX_CONNECTIONS} robots, not {self.robots}")
+        if not 0 < self.service_s < self.seconds:
+            raise ValueError("the policy must take some time, and less than the measurement")
+
+
+def lock_step(load: LockStep) -> dict[str, Any]:
+    """The robots at the daemon."""
+    with start_scripted_daemon(infer_s=load.service_s) as daemon:
         daemon.wait_ready()
-        return _lock_step(daemon.port, daemon.process.pid, seconds)
+        return _lock_step(daemon.port, daemon.process.pid, load)
 
 
-def bare_websockets(seconds: float) -> dict[str, Any]:
+def bare_websockets(load: LockStep) -> dict[str, Any]:
     """The same robots at the library's own server, which looks at nothing: what the network alone costs."""
-    command = [sys.executable, "-m", "benchmarks.bare_server", str(SERVICE_S)]
+    command = [sys.executable, "-m", "benchmarks.bare_server", str(load.service_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            return _lock_step(int(process.stdout.readline()), process.pid, seconds)
+            return _lock_step(int(process.stdout.readline()), process.pid, load)
         finally:
             process.kill()
 
 
-def _lock_step(port: int, pid: int, seconds: float) -> dict[str, Any]:
+def _lock_step(port: int, pid: int, load: LockStep) -> dict[str, Any]:
     message = pack(libero_observation())
-    ready, stop = threading.Barrier(LOCK_STEP_ROBOTS + 1), threading.Event()
+    ready, stop = threading.Barrier(load.robots + 1), threading.Event()
 
     def drive(_: int) -> list[float]:
         waits = []
@@ -66,27 +90,28 @@ def _lock_step(port: int, pid: int, seconds: float) -> dict[str, Any]:
                 waits.append(time.perf_counter() - started)
         return waits
 
-    with concurrent.futures.ThreadPoolExecutor(LOCK_STEP_ROBOTS) as pool:
-        futures = [pool.submit(drive, number) for number in range(LOCK_STEP_ROBOTS)]
+    with concurrent.futures.ThreadPoolExecutor(load.robots) as pool:
+        futures = [pool.submit(drive, number) for number in range(load.robots)]
         ready.wait()
         cpu_s, began = _cpu_s(pid), time.perf_counter()
-        time.sleep(seconds)
+        time.sleep(load.seconds)
         cpu_s, elapsed_s = _cpu_s(pid) - cpu_s, time.perf_counter() - began
         stop.set()
         waits = [future.result() for future in futures]
     served = [len(each) for each in waits]
     together = list(itertools.chain.from_iterable(waits))
     return {
-        "robots": LOCK_STEP_ROBOTS,
+        "robots": load.robots,
+        "service_ms": 1e3 * load.service_s,
         "served_min": min(served),
         "served_max": max(served),
         "wait": summary(together),
         "wait_p99_over_robots_times_service": round(
-            float(np.percentile(together, 99)) / (LOCK_STEP_ROBOTS * SERVICE_S), 4
+            float(np.percentile(together, 99)) / (load.robots * load.service_s), 4
         ),
         "requests_per_s": round(sum(served) / elapsed_s, 2),
         # The last ones come after the clock has stopped.
-        "server_cpu_ms_per_request": round(1e3 * cpu_s / (sum(served) - LOCK_STEP_ROBOTS), 4),
+        "server_cpu_ms_per_request": round(1e3 * cpu_s / (sum(served) - load.robots), 4),
     }
 
 
@@ -96,7 +121,7 @@ def streams(seconds: float) -> dict[str, Any]:
     def drive(number: int) -> dict[str, Any]:
         return _stream(daemon, f"robot {number}", seconds)
 
-    with start_scripted_daemon(infer_s=SERVICE_S) as daemon:
+    with start_scripted_daemon(infer_s=STREAM_SERVICE_S) as daemon:
         daemon.wait_ready()
         cpu_s = _cpu_s(daemon.process.pid)
         with concurrent.futures.ThreadPoolExecutor(STREAMS) as pool:
@@ -107,6 +132,7 @@ def streams(seconds: float) -> dict[str, Any]:
     overlooked = [age for result in results for age in result["overlooked_s"]]
     return {
         "robots": STREAMS,
+        "service_ms": 1e3 * STREAM_SERVICE_S,
         "camera_hz": CAMERA_HZ,
         "sent": sent,
         "served_min": min(served),
@@ -164,15 +190,26 @@ def _cpu_s(pid: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each measurement")
+    parser.add_argument("--robots", type=int, default=64, help="in lock-step; there are always 8 streams")
+    parser.add_argument(
+        "--service-ms", type=float, default=20.0, help="of the policy of robots in lock-step; streams have 20"
+    )
+    parser.add_argument("--only", default=",".join(PARTS), help="parts to run, with commas; default: all")
     parser.add_argument("--out", type=pathlib.Path, help="write the result as JSON")
     args = parser.parse_args()
-    result = {
-        **run_facts(),
-        "service_ms": 1e3 * SERVICE_S,
-        "lock_step": lock_step(args.seconds),
-        "bare_websockets": bare_websockets(args.seconds),
-        "streams": streams(args.seconds),
+    wanted = args.only.split(",")
+    if unknown := [name for name in wanted if name not in PARTS]:
+        parser.error(f"--only takes {', '.join(PARTS)}, not '{unknown[0]}'")
+    try:
+        load = LockStep(args.robots, 1e-3 * args.service_ms, args.seconds)
+    except ValueError as error:
+        parser.error(str(error))
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "lock_step": lambda: lock_step(load),
+        "bare_websockets": lambda: bare_websockets(load),
+        "streams": lambda: streams(load.seconds),
     }
+    result = run_facts() | {name: run() for name, run in parts.items() if name in wanted}
     text = json.dumps(result, indent=1)
     print(text)
     if args.out:
