@@ -130,9 +130,7 @@ class UnifiedPolicy:
             device,
             batch_sizes,
             engine_dir,
-            calibration_inputs(self._processor, self._contract.environment, calibration)
-            if needs_calibration
-            else (),
+            calibration_inputs(self._processor, self._contract, calibration) if needs_calibration else (),
             None if token_pruning is None else TokenPruning.from_json(token_pruning),
         )
         report("loading the weights", 0.1)

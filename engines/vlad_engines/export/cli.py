@@ -122,14 +122,14 @@ def _calibrate(args: Args) -> Calibration:
 def _write_reference(args: Args, bundle: Bundle) -> None:
     """What float32 computes for the observations of the fidelity check, so that engines can be held to it."""
     from vlad_engines.checkpoint.open_weights import open_weights
-    from vlad_engines.fidelity.observations import make_cases, synthetic_observations
+    from vlad_engines.fidelity.observations import fitting_observations, make_cases
     from vlad_engines.fidelity.reference import compute_reference
     from vlad_engines.fidelity.verify import make_processor
 
     checkpoint = _open(args)
     contract = checkpoint.contract
-    observations = synthetic_observations(contract.environment)
-    cases = make_cases(make_processor(checkpoint), contract.model, observations)
+    processor = make_processor(checkpoint)
+    cases = make_cases(processor, contract.model, fitting_observations(processor, contract))
     weights = open_weights(checkpoint, args.device)
     say_progress("computing the float32 reference", 0.0)
     form = bundle.form

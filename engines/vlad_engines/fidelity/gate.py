@@ -14,7 +14,7 @@ from vlad_engines.backends.capabilities import Attested
 from vlad_engines.checkpoint.policy_checkpoint import PolicyCheckpoint
 from vlad_engines.fidelity.cache import FidelityCache, check_digest
 from vlad_engines.fidelity.check import check_backend
-from vlad_engines.fidelity.observations import FidelityCase, make_cases, synthetic_observations
+from vlad_engines.fidelity.observations import FidelityCase, fitting_observations, make_cases
 from vlad_engines.fidelity.report import FidelityReport
 from vlad_engines.float8.calibration import inputs_digest
 from vlad_engines.processing.processor import Processor
@@ -112,7 +112,7 @@ def _report(
         progress(STAGE, 1.0)
         return report, True
     contract, options = policy.checkpoint.contract, policy.options
-    cases = make_cases(policy.processor, contract.model, synthetic_observations(contract.environment))
+    cases = make_cases(policy.processor, contract.model, fitting_observations(policy.processor, contract))
     digest = check_digest(
         policy.checkpoint.files,
         contract.model,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlad_configs.contract import Contract
 from vlad_configs.environments import Environment
 from vlad_configs.errors import ConfigError
 from vlad_configs.models import IMAGE_SIZE, ModelConfig
@@ -78,15 +79,30 @@ def synthetic_observations(
     return tuple(_observation(environment, index) for index in range(count))
 
 
-def calibration_observations(path: str | None, environment: Environment) -> tuple[dict[str, Any], ...]:
+def fitting_observations(
+    processor: Processor, contract: Contract, count: int = DEFAULT_OBSERVATIONS
+) -> tuple[dict[str, Any], ...]:
+    """`synthetic_observations`, with prompts of fewer words where the model has no room for all of them."""
+    observations = synthetic_observations(contract.environment, count)
+    for observation in observations:
+        words = observation["prompt"].split()
+        while len(words) > 1 and processor.count_tokens(observation) > contract.model.max_token_len:
+            words.pop()
+            observation["prompt"] = " ".join(words)
+    return observations
+
+
+def calibration_observations(
+    path: str | None, processor: Processor, contract: Contract
+) -> tuple[dict[str, Any], ...]:
     """What `fp8` is calibrated with: recorded requests, or else drawn ones that the check does not use."""
     if path is not None:
-        return recorded_observations(path, environment)
-    return synthetic_observations(environment, 3 * DEFAULT_OBSERVATIONS)[DEFAULT_OBSERVATIONS:]
+        return recorded_observations(path, contract.environment)
+    return fitting_observations(processor, contract, 3 * DEFAULT_OBSERVATIONS)[DEFAULT_OBSERVATIONS:]
 
 
 def calibration_inputs(
-    processor: Processor, environment: Environment, path: str | None = None
+    processor: Processor, contract: Contract, path: str | None = None
 ) -> tuple[ModelInputs, ...]:
     """`calibration_observations` as the network takes them.
 
@@ -94,7 +110,7 @@ def calibration_inputs(
         ConfigError: for a file that cannot be read, or holds nothing of this robot.
         ObservationError: for an observation that the processor refuses.
     """
-    return tuple(map(processor.prepare, calibration_observations(path, environment)))
+    return tuple(map(processor.prepare, calibration_observations(path, processor, contract)))
 
 
 def recorded_observations(path: str | pathlib.Path, environment: Environment) -> tuple[dict[str, Any], ...]:

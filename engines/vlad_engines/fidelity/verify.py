@@ -13,9 +13,9 @@ from vlad_engines.checkpoint.policy_checkpoint import PolicyCheckpoint, open_pol
 from vlad_engines.fidelity.check import check_backend
 from vlad_engines.fidelity.observations import (
     calibration_inputs,
+    fitting_observations,
     make_cases,
     recorded_observations,
-    synthetic_observations,
 )
 from vlad_engines.fidelity.reference import compute_reference
 from vlad_engines.fidelity.report import FidelityReport
@@ -54,18 +54,18 @@ def verify_checkpoint(
         checkpoint, environment=environment, config=config, tokenizer=tokenizer, norm_stats=norm_stats
     )
     contract = opened.contract
+    processor = make_processor(opened)
     if isinstance(observations, str):
         requests = recorded_observations(observations, contract.environment)
     elif observations is not None:
-        requests = synthetic_observations(contract.environment, observations)
+        requests = fitting_observations(processor, contract, observations)
     else:
-        requests = synthetic_observations(contract.environment)
-    processor = make_processor(opened)
+        requests = fitting_observations(processor, contract)
     cases = make_cases(processor, contract.model, requests)
     steps = contract.num_denoising_steps if num_steps is None else num_steps
     weights = open_weights(opened, device)
     reference = compute_reference(contract.model, weights, cases, steps, device)
-    calibration = calibration_inputs(processor, contract.environment)
+    calibration = calibration_inputs(processor, contract)
     camera_counts = tuple(sorted({len(case.inputs.cameras) for case in cases}))
     for candidate in candidates:
         options = BackendOptions(

@@ -83,7 +83,7 @@ def checkpoint_calibrator(
         ConfigError, ObservationError: as `calibration_inputs`.
     """
     contract = checkpoint.contract
-    inputs = calibration_inputs(make_processor(checkpoint), contract.environment, observations)
+    inputs = calibration_inputs(make_processor(checkpoint), contract, observations)
     return Calibrator(contract.model, weights, inputs, device)
 
 

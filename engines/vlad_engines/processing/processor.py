@@ -76,10 +76,7 @@ class Processor:
         self._environment.check(observation, prompt_optional=self._default_prompt is not None)
         prompt = self._prompt(observation)
         cameras, pictures = self._pictures(observation)
-        robot_state = robot_conventions.state_to_model(
-            self._environment.conversion, self.robot_state(observation)
-        )
-        state = robot_state if self._state is None else self._state.normalize(robot_state)
+        robot_state, state = self._states(observation)
         self._check_magnitude(state)
         ids = self._token_ids(prompt, state)
         tokens, token_mask = pad_tokens(ids, self._contract.model.max_token_len)
@@ -92,6 +89,10 @@ class Processor:
             robot_state=robot_state,
             notes=self._notes(ids, state),
         )
+
+    def count_tokens(self, observation: Mapping[str, Any]) -> int:
+        """How long a valid request's prompt is with all that its template adds; `prepare` may cut it."""
+        return len(self._token_ids(self._prompt(observation), self._states(observation)[1]))
 
     def finish(self, model_actions: npt.NDArray[np.float32], inputs: ModelInputs) -> npt.NDArray[np.float64]:
         """Turn a chunk of the model into actions of the robot.
@@ -198,6 +199,15 @@ class Processor:
         except UnicodeEncodeError:
             raise ObservationError("prompt", "a text", "lone surrogates, which encode no character") from None
         return prompt
+
+    def _states(
+        self, observation: Mapping[str, Any]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The state of a valid request in the model's convention, and the same normalised."""
+        robot_state = robot_conventions.state_to_model(
+            self._environment.conversion, self.robot_state(observation)
+        )
+        return robot_state, robot_state if self._state is None else self._state.normalize(robot_state)
 
     def _pictures(
         self, observation: Mapping[str, Any]

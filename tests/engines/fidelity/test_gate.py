@@ -31,8 +31,10 @@ def cache_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pat
 
 @pytest.fixture
 def fewer_observations(monkeypatch: pytest.MonkeyPatch) -> None:
-    observations = gate.synthetic_observations
-    monkeypatch.setattr(gate, "synthetic_observations", lambda environment: observations(environment, 1))
+    observations = gate.fitting_observations
+    monkeypatch.setattr(
+        gate, "fitting_observations", lambda processor, contract: observations(processor, contract, 1)
+    )
 
 
 @pytest.fixture

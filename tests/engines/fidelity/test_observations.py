@@ -10,7 +10,13 @@ import pytest
 from tests.support.fidelity import checkpoint
 from vlad_configs.environments import ENVIRONMENTS
 from vlad_configs.errors import ConfigError
-from vlad_engines.fidelity.observations import make_cases, recorded_observations, synthetic_observations
+from vlad_engines.checkpoint.policy_checkpoint import open_policy_checkpoint
+from vlad_engines.fidelity.observations import (
+    fitting_observations,
+    make_cases,
+    recorded_observations,
+    synthetic_observations,
+)
 from vlad_engines.fidelity.verify import make_processor
 
 RECORDED = pathlib.Path(__file__).parents[3] / "examples" / "data" / "libero_observations.npz"
@@ -26,6 +32,19 @@ def test_every_robot_has_valid_observations(environment: str) -> None:
     assert len({case.inputs.images.tobytes() for case in cases}) == len(cases)
     assert all(np.abs(case.inputs.state).max() < 3.0 for case in cases)
     assert len({case.noise.tobytes() for case in cases}) == len(cases)
+
+
+def test_prompts_are_as_long_as_a_small_model_takes() -> None:
+    opened = open_policy_checkpoint("demo", environment="LIBERO")
+    processor, model = make_processor(opened), opened.contract.model
+    drawn = synthetic_observations(opened.contract.environment)
+    assert max(map(processor.count_tokens, drawn)) > model.max_token_len
+    fitting = fitting_observations(processor, opened.contract)
+    lengths = list(map(processor.count_tokens, fitting))
+    assert max(lengths) <= model.max_token_len
+    assert len(set(lengths)) == len(lengths)
+    assert [case.inputs.notes for case in make_cases(processor, model, fitting)] == [{}] * len(fitting)
+    assert all(short["prompt"] in long["prompt"] for short, long in zip(fitting, drawn, strict=True))
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

@@ -13,6 +13,7 @@ import pytest
 from mcap.reader import make_reader
 from PIL import Image
 
+from tests.support.fidelity import checkpoint
 from tests.support.libero import libero_observation
 from tests.support.recordings import NOISE_SHAPE, exchange, write_recording
 from tests.support.small_disk import run_on_small_disk
@@ -23,6 +24,7 @@ from vlad_engines.fidelity.observations import (
     recorded_observations,
     synthetic_observations,
 )
+from vlad_engines.fidelity.verify import make_processor
 from vlad_engines.processing.noise import NoiseSource
 from vlad_server import wire
 from vlad_server.recordings.exchange import pipe_parts, read_pipe
@@ -178,7 +180,9 @@ def test_a_recording_of_another_robot_is_refused(one_file: pathlib.Path) -> None
 def test_a_recording_serves_as_fidelity_and_calibration_set(one_file: pathlib.Path) -> None:
     robot, expected = ENVIRONMENTS["LIBERO"], [libero_observation(number) for number in range(6)]
     np.testing.assert_equal(list(recorded_observations(one_file, robot)), expected)
-    np.testing.assert_equal(list(calibration_observations(str(one_file), robot)), expected)
+    opened = checkpoint("pi0")
+    calibration = calibration_observations(str(one_file), make_processor(opened), opened.contract)
+    np.testing.assert_equal(list(calibration), expected)
 
 
 def test_a_long_recording_gives_observations_from_all_of_it(one_file: pathlib.Path) -> None:

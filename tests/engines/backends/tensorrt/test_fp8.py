@@ -33,7 +33,7 @@ OLD, NEW = "8.6.0", "10.13.3.9"
 
 def observations(family: str = "pi05") -> tuple[ModelInputs, ...]:
     opened = fidelity.checkpoint(family)
-    return calibration_inputs(make_processor(opened), opened.contract.environment)[:2]
+    return calibration_inputs(make_processor(opened), opened.contract)[:2]
 
 
 def options(**changes: Any) -> BackendOptions:
