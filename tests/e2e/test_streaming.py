@@ -202,8 +202,8 @@ def test_every_served_observation_is_the_freshest_at_its_start(streams: int) -> 
     """Eight cameras at 30 Hz, and an engine that serves 50 observations per second.
 
     Where other processes take the cores, an observation may lie for a while in the network's buffers, unread
-    by a server that is not running; that may happen to a few of them. A server that kept its queue in order
-    of arrival would serve five old ones for each fresh one.
+    by a server that is not running; that may happen to a few of them. Where what lies ready for the worker is
+    not revoked, one in nine is stale; where a waiting observation keeps newer ones out, two in five.
     """
     is_over = threading.Event()
 
@@ -257,4 +257,4 @@ def test_every_served_observation_is_the_freshest_at_its_start(streams: int) -> 
                 is_over.set()
             served, stale = zip(*(future.result() for future in futures), strict=True)
     assert min(served) > 0.7 * max(served)
-    assert sum(stale) <= 0.1 * sum(served)
+    assert sum(stale) <= 0.05 * sum(served)
