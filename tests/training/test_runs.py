@@ -8,12 +8,14 @@ import os
 import pathlib
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from tests.support.daemon import start_daemon
 from tests.support.robot import connect_robot
@@ -88,6 +90,8 @@ def forked(work: Callable[[], None]) -> int:
         return child
     code = 1
     try:
+        # tqdm's own is a semaphore that both share: killed while it draws, a child would keep it for ever.
+        tqdm.set_lock(threading.RLock())
         work()
         code = 0
     finally:
